@@ -1,0 +1,93 @@
+"""One Config decides a run: built once by the command line or a notebook, stored with every run, read everywhere.
+
+It refuses to know how it was written down, but for `from_toml`, which takes a file of the same names and fails on any
+other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from model.errors import UsageError
+from model.options import DecodeOptions
+from pipeline.records import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How media is read and cut. Bounds exist because archives are hostile: a 20 kB file can decode to hours."""
+
+    part_seconds: float | None = None  # longest part; None lets the planner choose between 60 and 300 seconds
+    max_hours: float = 24.0  # of one file; the rest is not read, and the row says truncated
+    timeout_seconds: float = 3600.0  # wall clock for one file
+    max_part_seconds: float = 900.0  # what part_seconds may be, unless it is infinite
+    retries: int = 2  # further runs that try a part again after it failed
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the work is spread. None of these changes a single token."""
+
+    slots: int | None = None  # windows decoded together by one model actor; None: 16 on CPU, 64 on a GPU
+    model_actors: int | None = None  # None: one per GPU of the cluster, or one on CPU
+    decode_actors: int | None = None  # None: what keeps the model actors fed
+    parts_per_shard: int = 16  # parts that are stored, and become visible, together
+    publish_seconds: float = 5.0  # at most so often a Delta commit is made
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. `decode` decides the text, `read` the cuts, `run` only the speed."""
+
+    model: str = "base"  # a name of `earwitness models list`, or the path of a checkpoint
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def generation(self, model_sha256: str) -> str:
+        """Name of everything that decides the output: 16 hex digits; a changed rule or model makes a new one."""
+        decided_by = {
+            "model": model_sha256,
+            "decode": asdict(self.decode),
+            "precision": self.run.precision,
+            "schema": SCHEMA_VERSION,
+        }
+        return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def from_toml(path: Path, base: Config | None = None) -> Config:
+    """`base` with the values of a TOML file: `model` at the top, and the tables [decode], [read] and [run].
+
+    Raises: `UsageError` when the file cannot be read, is no TOML, or holds a name that Config does not have.
+    """
+    try:
+        given = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The configuration {path} is not TOML: {error}.") from error
+    return _merge(base or Config(), given, str(path), "")
+
+
+def _merge(section: Any, given: dict[str, Any], path: str, prefix: str) -> Any:
+    allowed = {f.name for f in fields(section)}
+    changes = {}
+    for name, value in given.items():
+        if name not in allowed:
+            where = f"[{prefix}] " if prefix else ""
+            raise UsageError(f"{path}: {where}{name} is not an option; allowed: {', '.join(sorted(allowed))}.")
+        current = getattr(section, name)
+        if hasattr(current, "__dataclass_fields__"):
+            if not isinstance(value, dict):
+                raise UsageError(f"{path}: {name} is a table: write [{name}] and its options below it.")
+            value = _merge(current, value, path, name)
+        elif isinstance(value, list):
+            value = tuple(value)
+        changes[name] = value
+    return replace(section, **changes)

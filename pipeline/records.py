@@ -1,0 +1,123 @@
+"""Every record that travels or is stored, as Arrow schemas. This file imports no other of the project.
+
+A run moves four kinds of rows, and stores three:
+
+    MANIFEST ──read──▶ AUDIO ──transcribe──▶ RESULT ──sink──▶ SHARD ──publish──▶ tables MEDIA, PARTS, SEGMENTS
+
+Times are seconds; `start` and `end` count from the start of the file, so a row can be read without its part.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1  # part of every generation: a change of meaning makes a new one
+
+# What a part can come to. Only "ok", "damaged" and "truncated" carry text.
+STATUSES = ("ok", "damaged", "truncated", "no_audio", "rejected", "timeout", "failed")
+
+
+def _schema(**fields: pa.DataType) -> pa.Schema:
+    return pa.schema(list(fields.items()))
+
+
+# One object of the archive that this run has to read.
+MANIFEST = _schema(
+    media_id=pa.string(),
+    uri=pa.string(),
+    version=pa.string(),  # etag, version id, or modification time: whatever the storage offers
+    bytes=pa.int64(),
+    part_seconds=pa.float64(),  # longest part; infinity keeps the file whole
+    done_parts=pa.list_(pa.int32()),  # indices already in the ledger for this generation
+)
+
+# The evidence of reading, one row per part. What is only known at the end of the file (sha256, decoded_seconds,
+# decode_errors, a status of truncated or damaged) stands on the part with is_last.
+_READ = dict(
+    part_id=pa.string(),
+    media_id=pa.string(),
+    uri=pa.string(),
+    index=pa.int32(),
+    start=pa.float64(),
+    end=pa.float64(),
+    is_last=pa.bool_(),
+    part_seconds=pa.float64(),
+    status=pa.string(),
+    error=pa.string(),
+    attempts=pa.int32(),
+    sha256=pa.string(),
+    container=pa.string(),
+    codec=pa.string(),
+    channels=pa.int32(),
+    sample_rate=pa.int32(),
+    expected_seconds=pa.float64(),  # what the container's header promised
+    decoded_seconds=pa.float64(),
+    decode_errors=pa.int32(),
+    generation=pa.string(),
+    fetch_seconds=pa.float64(),
+    decode_seconds=pa.float64(),
+    mel_seconds=pa.float64(),
+)
+
+# A part ready for the model: float32 log-mel, C order, (n_mels, frames). Null when the part carries no audio.
+AUDIO = _schema(**_READ, mel=pa.large_binary(), mel_frames=pa.int32(), content_frames=pa.int32())
+
+_SEGMENT = dict(
+    segment_index=pa.int32(),
+    start=pa.float64(),
+    end=pa.float64(),
+    text=pa.string(),
+    language=pa.string(),
+    language_probability=pa.float64(),
+    temperature=pa.float64(),
+    avg_logprob=pa.float64(),
+    compression_ratio=pa.float64(),
+    no_speech_prob=pa.float64(),
+    tokens=pa.list_(pa.int32()),
+    attempts=pa.int32(),  # temperatures tried for the window this segment comes from
+    rules_fired=pa.list_(pa.string()),
+)
+
+_TRANSCRIBED = dict(
+    model=pa.string(),
+    language=pa.string(),
+    language_probability=pa.float64(),
+    windows=pa.int32(),
+    windows_retried=pa.int32(),  # windows that needed a temperature above the first
+    windows_skipped=pa.int32(),  # windows taken for silence
+    tokens=pa.int32(),  # sampled tokens, rejected attempts included
+    covered_seconds=pa.float64(),  # seconds inside segments
+    segments=pa.int32(),
+    transcribe_seconds=pa.float64(),  # from entering the engine to leaving it: parts overlap
+    worker=pa.string(),
+)
+
+_SEGMENTS = {"segment_rows": pa.list_(pa.struct(list(_SEGMENT.items())))}
+RESULT = _schema(**_READ, **_TRANSCRIBED, **_SEGMENTS)
+
+# What the sink prepared and the committer publishes: one row per shard.
+SHARD = _schema(
+    shard_id=pa.string(),
+    parts_path=pa.string(),  # relative to the root of its table
+    parts_bytes=pa.int64(),
+    parts_rows=pa.int64(),
+    segments_path=pa.string(),  # null when the shard holds no segment
+    segments_bytes=pa.int64(),
+    segments_rows=pa.int64(),
+    audio_seconds=pa.float64(),
+    failed_rows=pa.int64(),
+)
+
+# The three Delta tables.
+MEDIA = _schema(
+    media_id=pa.string(),
+    uri=pa.string(),
+    version=pa.string(),
+    bytes=pa.int64(),
+    modified_at=pa.timestamp("us", tz="UTC"),
+    seen_at=pa.timestamp("us", tz="UTC"),
+)
+PARTS = _schema(**_READ, **_TRANSCRIBED, committed_at=pa.timestamp("us", tz="UTC"))
+SEGMENTS = _schema(
+    media_id=pa.string(), part_id=pa.string(), uri=pa.string(), **_SEGMENT, generation=pa.string()
+)
