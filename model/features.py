@@ -37,8 +37,8 @@ def log_mel(audio: Float32, n_mels: int) -> Float32:
     and, where they do not fill one window, the frames of the silence after it, which language identification reads.
     """
     content = len(audio) // HOP_LENGTH
-    # Frames are centred, so two more than the content still touch audio, and may hold the loudest value.
-    touched = content + N_FFT // (2 * HOP_LENGTH) + 1
+    # Frames are centred, so up to three more than the content still touch audio, and may hold the loudest value.
+    touched = math.ceil((len(audio) + N_FFT // 2) / HOP_LENGTH)
     padded = _centre_pad(audio, touched)
     mel = np.empty((n_mels, max(touched, WINDOW_FRAMES)), np.float32)
     mel[:, touched:] = POWER_FLOOR

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, K)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -math.inf)
-    return scores.float().softmax(-1).to(v.dtype) @ v  # (B, H, T, head_dim)
+    attended: Tensor = scores.float().softmax(-1).to(v.dtype) @ v  # (B, H, T, head_dim)
+    return attended
 
 
 class EncoderBlock(nn.Module):
@@ -192,9 +194,9 @@ class Whisper(nn.Module):
 def sinusoids(length: int, channels: int) -> Tensor:
     """Fixed positions of the encoder, (length, channels): sines in the first half, cosines in the second."""
     step = math.log(SINUSOID_MAX_TIMESCALE) / (channels // 2 - 1)
-    inverse_timescales = torch.exp(-step * torch.arange(channels // 2))
-    angles = torch.arange(length)[:, None] * inverse_timescales
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    inverse_timescales = np.exp(-step * np.arange(channels // 2))
+    angles = np.arange(length)[:, None] * inverse_timescales
+    return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32))
 
 
 def from_state(dims: Dimensions, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Whisper:

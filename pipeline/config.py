@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from model.errors import UsageError
 from model.options import DecodeOptions
 from pipeline.records import SCHEMA_VERSION
+
+MIN_PART_SECONDS, MAX_PART_SECONDS = 5.0, 900.0
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -25,20 +31,35 @@ class ReadOptions:
     part_seconds: float | None = None  # longest part; None lets the planner choose between 60 and 300 seconds
     max_hours: float = 24.0  # of one file; the rest is not read, and the row says truncated
     timeout_seconds: float = 3600.0  # wall clock for one file
-    max_part_seconds: float = 900.0  # what part_seconds may be, unless it is infinite
     retries: int = 2  # further runs that try a part again after it failed
+
+    def __post_init__(self) -> None:
+        length = self.part_seconds
+        if length is not None and length != math.inf and not MIN_PART_SECONDS <= length <= MAX_PART_SECONDS:
+            raise UsageError(
+                f"part_seconds is {length:g}: give {MIN_PART_SECONDS:g} to {MAX_PART_SECONDS:g} seconds, or inf to "
+                f"keep every file whole."
+            )
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How the work is spread. None of these changes a single token."""
+    """How the work is spread. But for `precision`, none of these changes a token."""
 
     slots: int | None = None  # windows decoded together by one model actor; None: 16 on CPU, 64 on a GPU
     model_actors: int | None = None  # None: one per GPU of the cluster, or one on CPU
     decode_actors: int | None = None  # None: what keeps the model actors fed
     parts_per_shard: int = 16  # parts that are stored, and become visible, together
     publish_seconds: float = 5.0  # at most so often a Delta commit is made
-    precision: str = "float32"
+    precision: str = "float32"  # of the net; the tokens of the reference need float32
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "model_actors", "decode_actors", "parts_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}: give a whole number from 1.")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
 
 
 @dataclass(frozen=True)
@@ -72,22 +93,32 @@ def from_toml(path: Path, base: Config | None = None) -> Config:
         raise UsageError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The configuration {path} is not TOML: {error}.") from error
-    return _merge(base or Config(), given, str(path), "")
+    merged: Config = _merge(base or Config(), given, str(path), "")
+    return merged
 
 
 def _merge(section: Any, given: dict[str, Any], path: str, prefix: str) -> Any:
     allowed = {f.name for f in fields(section)}
+    types = get_type_hints(type(section))
     changes = {}
     for name, value in given.items():
         if name not in allowed:
             where = f"[{prefix}] " if prefix else ""
             raise UsageError(f"{path}: {where}{name} is not an option; allowed: {', '.join(sorted(allowed))}.")
         current = getattr(section, name)
-        if hasattr(current, "__dataclass_fields__"):
-            if not isinstance(value, dict):
-                raise UsageError(f"{path}: {name} is a table: write [{name}] and its options below it.")
-            value = _merge(current, value, path, name)
-        elif isinstance(value, list):
-            value = tuple(value)
-        changes[name] = value
+        if not is_dataclass(current):
+            changes[name] = _typed(types[name], value, f"{path}: {name}")
+        elif isinstance(value, dict):
+            changes[name] = _merge(current, value, path, name)
+        else:
+            raise UsageError(f"{path}: {name} is a table: write [{name}] and its options below it.")
     return replace(section, **changes)
+
+
+def _typed(expected: Any, value: Any, where: str) -> Any:
+    """`value` as the type its field has. TOML has no tuples and no None: a list serves, and an option left out."""
+    try:
+        return TypeAdapter(expected).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UsageError(f"{where} is {value!r}, which will not do: {reason}.") from error

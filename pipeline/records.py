@@ -29,6 +29,7 @@ MANIFEST = _schema(
     bytes=pa.int64(),
     part_seconds=pa.float64(),  # longest part; infinity keeps the file whole
     done_parts=pa.list_(pa.int32()),  # indices already in the ledger for this generation
+    attempt=pa.int32(),  # 1, or more where an earlier run failed at it
 )
 
 # The evidence of reading, one row per part. What is only known at the end of the file (sha256, decoded_seconds,
@@ -118,6 +119,4 @@ MEDIA = _schema(
     seen_at=pa.timestamp("us", tz="UTC"),
 )
 PARTS = _schema(**_READ, **_TRANSCRIBED, committed_at=pa.timestamp("us", tz="UTC"))
-SEGMENTS = _schema(
-    media_id=pa.string(), part_id=pa.string(), uri=pa.string(), **_SEGMENT, generation=pa.string()
-)
+SEGMENTS = _schema(media_id=pa.string(), part_id=pa.string(), uri=pa.string(), **_SEGMENT, generation=pa.string())

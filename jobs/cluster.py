@@ -1,0 +1,97 @@
+"""Where Ray comes from: the only `ray.init` of the project, on this machine or at an address."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from model.errors import UsageError
+
+OBJECT_STORE_BYTES = 2 << 30  # on one machine: a few dozen parts on their way
+MIN_LOCAL_CPUS = 2.0  # booked, not real: a machine of one core runs the same graph, slower
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run may use: CPUs and GPUs in all, the number of machines, and the cores of one."""
+
+    resources: Mapping[str, float]
+    nodes: int
+    cores_per_node: int
+
+
+def this_machine() -> Machines:
+    """This machine alone, without asking Ray."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = float(torch.cuda.device_count())
+    return Machines({"CPU": max(MIN_LOCAL_CPUS, float(cores)), "GPU": gpus}, 1, cores)
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, machines: Machines | None = None) -> Iterator[Machines]:
+    """Ray on this machine, or the cluster at `address`; a Ray that is already connected is used and left as it is.
+
+    Raises: `UsageError` when nothing answers at the address.
+    """
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # a driver under `uv run` must not infect its workers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns on standard error of what is by design here
+    import ray  # slow to import, and its environment is read on import
+
+    if ray.is_initialized():
+        yield _machines()
+        return
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            _start_here(machines or this_machine())
+    except ConnectionError as error:
+        raise UsageError(f"No Ray cluster answers at {address}: check the address, or leave it out.") from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield _machines()
+    finally:
+        ray.shutdown()
+
+
+def _start_here(machines: Machines) -> None:
+    import ray
+
+    with _silent_standard_error():
+        ray.init(
+            num_cpus=int(machines.resources["CPU"]),
+            num_gpus=int(machines.resources["GPU"]),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+
+@contextlib.contextmanager
+def _silent_standard_error() -> Iterator[None]:
+    """Ray's core announces its own log level on file descriptor 2, past Python. What it raises still comes through."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _machines() -> Machines:
+    import ray
+
+    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+    return Machines(ray.cluster_resources(), max(1, len(cpus)), int(max(cpus, default=1)))

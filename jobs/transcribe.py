@@ -1,0 +1,82 @@
+"""The main job: an archive in, tables out. What the command line calls, and a notebook can call as well.
+
+from jobs.transcribe import transcribe
+
+summary = transcribe("recordings/", to="transcripts/", model="base")
+print(summary.segments, "segments,", round(summary.speed, 1), "× real time")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+
+from jobs.cluster import Machines, ray_session, this_machine
+from pipeline.config import Config
+from pipeline.job import Job, Model
+from pipeline.placement import place
+from pipeline.run import Run, Summary
+from pipeline.store import Store
+from pipeline.tally import Tally
+
+
+class Watcher:
+    """Sees a run happen; override what you want to see."""
+
+    def planned(self, run: Run) -> None:
+        """The run is decided, and nothing is started."""
+
+    def running(self, run: Run, tally: Tally) -> AbstractContextManager[None]:
+        """Entered while the run goes on; `tally` tells how far the workers are."""
+        return nullcontext()
+
+    def finished(self, summary: Summary) -> None:
+        """All is published, or there was nothing to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to transcribe, where to, how, and on which Ray: no address is this machine."""
+
+    sources: tuple[str, ...]
+    to: str
+    config: Config
+    address: str | None = None
+    dry_run: bool = False
+
+
+def transcribe(sources: str | Sequence[str], to: str, model: str = "base", config: Config | None = None) -> Summary:
+    """Transcribe every media object of `sources` that the tables at `to` do not have yet; returns what was done.
+
+    sources: paths or urls of files, folders or globs. Uses the Ray this process is connected to, or starts one here.
+    Raises: subclasses of `model.errors.EarwitnessError`, each one sentence.
+    """
+    listed = (sources,) if isinstance(sources, str) else tuple(sources)
+    return execute(Request(listed, to, replace(config or Config(), model=model)), Watcher())
+
+
+def execute(request: Request, watcher: Watcher) -> Summary:
+    """Plan; then, unless it is a dry run or nothing is pending, do it. Ray on this machine starts only when needed."""
+    with ExitStack() as stack:
+        machines = stack.enter_context(ray_session(request.address)) if request.address else this_machine()
+        run = _prepare(request, machines)
+        watcher.planned(run)
+        if run.plan.pending and not request.dry_run:
+            if not request.address:
+                stack.enter_context(ray_session(None))
+            tally = Tally.start()
+            with watcher.running(run, tally):
+                run.execute(tally)
+        watcher.finished(run.summary)
+        return run.summary
+
+
+def _prepare(request: Request, machines: Machines) -> Run:
+    config = request.config
+    model = Model.of(config)
+    placement = place(config.run, machines.resources, machines.nodes, machines.cores_per_node)
+    job = Job(config, model, placement, request.to)
+    if request.dry_run:
+        return Run.look(request.sources, Store.find(request.to), job)
+    return Run.prepare(request.sources, Store.open(request.to, create=True), job)

@@ -1,0 +1,192 @@
+"""Plain SQL over a destination: DuckDB views of one snapshot, read-only and shut off from everything else.
+
+DuckDB gets no folder and no credentials, only the file system of `snapshot.py`. What keeps a query inside, each lock
+tested: `enable_external_access=false` with that file system as the only allowed directory; `lock_configuration=true`;
+no extension is installed or loaded; only SELECT and EXPLAIN are run. An allow list of real files would not do: DuckDB
+1.5.5 lets `COPY … (use_tmp_file false)` overwrite an allowed file.
+
+Which rows a view shows. Of the attempts at one part the latest counts, and of twins, which two workers stored under
+different names, the first name; a segment is shown only with the ledger row of its own shard. Of several generations
+of a file the newest one that is whole counts, so a file changes over at once when a new model has finished it.
+It refuses to know how any row came about.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from contextlib import closing
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from model.errors import DestinationError, EarwitnessError, UsageError
+from model.options import DecodeOptions
+from pipeline.records import STATUSES
+from pipeline.sink import CARRIES_TEXT, parquet_bytes
+from pipeline.snapshot import PROTOCOL, SnapshotFileSystem
+from pipeline.store import TABLES, Store, snapshot
+
+READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+
+# When a person should listen. The first three are the thresholds of the reference; below a mean log probability of -0.7
+# the model gave its own words less than even odds, and so it did to the language below 0.5.
+REVIEW_LOGPROB = -0.7
+REVIEW_LANGUAGE = 0.5
+_REFERENCE = DecodeOptions()
+
+# In this order: the last one makes them final.
+SETTINGS = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "python_enable_replacements": "false",  # a name in a query is never a variable of this program
+    "parquet_metadata_cache": "true",
+    "validate_external_file_cache": "'NO_VALIDATION'",  # objects never change
+    "allowed_directories": f"['{PROTOCOL}://']",
+    "enable_external_access": "false",
+    "lock_configuration": "true",
+}
+
+_TEXT = ", ".join(f"'{status}'" for status in CARRIES_TEXT)
+_SEVERITY = "[" + ", ".join(f"'{status}'" for status in STATUSES) + "]"
+
+# What users see is built on three steps, in a schema of their own. `shown` is worked out once per connection; every
+# view would otherwise sort the ledger again.
+STEPS = f"""
+CREATE SCHEMA steps;
+CREATE VIEW steps.ledger AS
+    SELECT * EXCLUDE (filename), parse_filename(filename) AS _shard, status IN ({_TEXT}) AS _has_text
+    FROM read_parquet('{PROTOCOL}://parts/*', filename = true);
+CREATE VIEW steps.segments AS
+    SELECT * EXCLUDE (filename), parse_filename(filename) AS _shard
+    FROM read_parquet('{PROTOCOL}://segments/*', filename = true);
+CREATE TABLE steps.shown AS
+    WITH chosen AS (
+        SELECT part_id, _shard, media_id, generation, "index", is_last, _has_text, committed_at FROM steps.ledger
+        QUALIFY row_number() OVER (PARTITION BY part_id ORDER BY attempts DESC, _shard) = 1),
+    newest AS (
+        SELECT media_id, generation, max("index") FILTER (is_last) + 1 AS parts_total,
+            count(*) FILTER (_has_text) AS parts_done, coalesce(parts_done = parts_total, false) AS complete
+        FROM chosen GROUP BY media_id, generation
+        QUALIFY row_number() OVER (
+            PARTITION BY media_id ORDER BY complete DESC, max(committed_at) DESC, generation) = 1)
+    SELECT part_id, _shard, newest.media_id IS NOT NULL AS newest, parts_total, parts_done, complete
+    FROM chosen LEFT JOIN newest USING (media_id, generation);
+"""
+
+VIEWS = {
+    "all_parts": "SELECT * EXCLUDE (_shard, _has_text) FROM steps.ledger",
+    "all_segments": "SELECT * EXCLUDE (_shard) FROM steps.segments SEMI JOIN steps.shown USING (part_id, _shard)",
+    "parts": """
+        SELECT * EXCLUDE (_shard, _has_text) FROM steps.ledger
+        SEMI JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard)""",
+    "segments": """
+        SELECT * EXCLUDE (_shard) FROM steps.segments
+        SEMI JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard)""",
+    "media": f"SELECT DISTINCT ON (media_id) * FROM read_parquet('{PROTOCOL}://media/*')",
+    "files": f"""
+        WITH read AS (
+            SELECT media_id, any_value(uri) AS uri, any_value(generation) AS generation,
+                arg_max(status, list_position({_SEVERITY}, status)) AS status,
+                arg_max(error, list_position({_SEVERITY}, status)) FILTER (error IS NOT NULL) AS error,
+                coalesce(sum("end" - "start") FILTER (_has_text), 0) AS seconds,
+                arg_max(language, "end" - "start") AS language,
+                count(*) FILTER (NOT _has_text) AS parts_failed,
+                max(expected_seconds) AS expected_seconds,
+                coalesce(max(decoded_seconds), sum("end" - "start")) AS decoded_seconds,
+                coalesce(sum(covered_seconds), 0) AS covered_seconds,
+                coalesce(sum(segments), 0)::BIGINT AS segments,
+                any_value(parts_done) AS parts_done, any_value(parts_total) AS parts_total,
+                any_value(complete) AS complete
+            FROM steps.ledger JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard) GROUP BY media_id)
+        SELECT media_id, coalesce(read.uri, media.uri) AS uri, coalesce(status, 'pending') AS status, error,
+            coalesce(seconds, 0) AS seconds, coalesce(seconds, 0) / 3600 AS hours, language,
+            coalesce(parts_done, 0) AS parts_done, coalesce(parts_failed, 0) AS parts_failed, parts_total,
+            coalesce(complete, false) AS complete, expected_seconds, decoded_seconds, covered_seconds,
+            coalesce(segments, 0) AS segments, media.version, media.bytes, read.generation
+        FROM media FULL JOIN read USING (media_id)""",
+    "failures": """
+        SELECT uri, "index", "start", "end", status, error, attempts, generation, worker, committed_at,
+            media_id, part_id
+        FROM steps.ledger SEMI JOIN steps.shown USING (part_id, _shard) WHERE NOT _has_text
+        ORDER BY committed_at DESC, uri, "index" """,
+    "review_queue": f"""
+        SELECT uri, "start", "end", text, len(reasons) AS doubts, reasons, avg_logprob, * EXCLUDE (
+            uri, "start", "end", text, reasons, avg_logprob)
+        FROM (SELECT *, list_distinct(list_concat(coalesce(rules_fired, []), list_filter([
+                CASE WHEN avg_logprob < {REVIEW_LOGPROB} THEN 'low_logprob' END,
+                CASE WHEN compression_ratio > {_REFERENCE.compression_ratio_threshold} THEN 'repetitive' END,
+                CASE WHEN no_speech_prob > {_REFERENCE.no_speech_threshold} THEN 'maybe_no_speech' END,
+                CASE WHEN language_probability < {REVIEW_LANGUAGE} THEN 'unsure_language' END,
+                CASE WHEN attempts > 1 THEN 'retried' END], lambda reason: reason IS NOT NULL))) AS reasons
+            FROM segments)
+        WHERE len(reasons) > 0 ORDER BY doubts DESC, avg_logprob, uri, "start" """,
+    "coverage": """
+        SELECT uri, decoded_seconds, covered_seconds,
+            CASE WHEN decoded_seconds > 0 THEN covered_seconds / decoded_seconds END AS share, media_id
+        FROM files WHERE status <> 'pending'""",
+}
+
+
+def connect(store: Store) -> duckdb.DuckDBPyConnection:
+    """A connection to the views of the newest snapshot; it stays on that snapshot. Run queries through `select`.
+
+    Raises: `DestinationError` when the tables cannot be read.
+    """
+    connection = duckdb.connect()
+    try:
+        connection.register_filesystem(_filesystem(store))
+        spill = Path(tempfile.gettempdir(), f"earwitness-{uuid.uuid4().hex}")  # DuckDB makes and removes it
+        connection.execute(f"SET temp_directory = '{spill}'")
+        for name, value in SETTINGS.items():
+            connection.execute(f"SET {name} = {value}")
+        connection.execute(STEPS)
+        for name, sql in VIEWS.items():
+            connection.execute(f"CREATE VIEW {name} AS {sql}")
+    except duckdb.Error as error:
+        connection.close()
+        raise _explained(error) from error
+    return connection
+
+
+def select(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    """The rows of one SELECT or EXPLAIN.
+
+    Raises: `UsageError` when it is another statement, none, several, or wrong, with DuckDB's first sentence;
+    `DestinationError` when the tables cannot be read.
+    """
+    try:
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type not in READING:
+            raise UsageError("A query is one SELECT (or WITH, FROM, DESCRIBE, EXPLAIN): the tables cannot be changed.")
+        table: pa.Table = connection.execute(statements[0]).to_arrow_table()
+        return table
+    except duckdb.Error as error:
+        raise _explained(error) from error
+
+
+def query(store: Store, sql: str) -> pa.Table:
+    """The rows of one SELECT over the views of the newest snapshot. Raises: as `select`."""
+    with closing(connect(store)) as connection:
+        return select(connection, sql)
+
+
+def _explained(error: duckdb.Error) -> EarwitnessError:
+    sentence = str(error).splitlines()[0]
+    kind, _, said = sentence.partition(": ")
+    if kind.endswith(DestinationError.__name__):  # raised in our file system: DuckDB puts the name before the sentence
+        return DestinationError(said)
+    return UsageError(f"The query cannot be run: {sentence.rstrip('.!')}.")
+
+
+def _filesystem(store: Store) -> SnapshotFileSystem:
+    # Parts before segments: the committer adds segments first, so every part seen here has its segments seen after.
+    sizes: dict[str, int] = {}
+    for name in ("media", "parts", "segments"):
+        sizes |= {f"{name}/{path}": size for path, size in snapshot(store.table(name)).items()}
+    # An object without rows stands first in each table: it gives the columns before there is any file, and saves
+    # a request after.
+    extra = {f"{name}/.columns": parquet_bytes(schema.empty_table()) for name, schema in TABLES.items()}
+    return SnapshotFileSystem(store.objects, sizes, extra)

@@ -1,0 +1,213 @@
+"""From a manifest row to parts ready for the model: fetch, decode, cut at the quietest point, log-mel.
+
+    MANIFEST row ──fetch──▶ private file ──ffmpeg──▶ samples ──cut──▶ parts ──log-mel──▶ AUDIO rows, one at a time
+
+Rows leave while ffmpeg still reads, so a file of ten hours takes no more memory than one of ten minutes. It refuses to
+know what a model is, and what becomes of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from model.dimensions import HOP_LENGTH, SAMPLE_RATE
+from model.errors import MediaError
+from model.features import log_mel, pcm_to_float
+from pipeline import records
+from pipeline.config import ReadOptions
+from pipeline.inventory import fetch
+from pipeline.media import Decoding, MediaReport, PcmChunk, private_file
+
+# Where a part may end: in the last fifth of its limit, at most this long. The rest of the part is not looked at.
+SEARCH_SECONDS = 30.0
+SEARCH_FRACTION = 0.2
+# Loudness is the energy of 0.3 s, the length of a pause between phrases, looked at every 50 ms.
+FRAME_SAMPLES = 5 * HOP_LENGTH
+PAUSE_FRAMES = 6
+
+# A file that ends like this still has a last part worth transcribing; of the others, the samples since the last cut are
+# dropped, because another run may read them whole.
+WITH_TEXT = ("ok", "damaged", "truncated")
+
+
+@dataclass(frozen=True)
+class PcmPart:
+    """One part of a PCM stream: (n,) int16 at 16 kHz, and the place of its first sample in the file."""
+
+    index: int
+    first_sample: int
+    pcm: PcmChunk
+    is_last: bool
+
+    @property
+    def start(self) -> float:
+        """Seconds from the start of the file; exactly the `end` of the part before."""
+        return self.first_sample / SAMPLE_RATE
+
+    @property
+    def end(self) -> float:
+        return (self.first_sample + len(self.pcm)) / SAMPLE_RATE
+
+
+NO_PART = PcmPart(0, 0, np.empty(0, np.int16), is_last=True)  # stands for a file without samples
+_ReadPart = tuple[PcmPart, MediaReport, str | None]  # with the sha256 of its file
+
+
+def cut_parts(chunks: Iterable[PcmChunk], part_seconds: float) -> Iterator[PcmPart]:
+    """Parts of at most `part_seconds`, cut where it is quietest near the limit; joined, they are the stream.
+
+    Cuts lie on whole log-mel frames, and do not depend on how the stream comes in chunks. Holds one part and one chunk;
+    infinity makes one part of everything. A part is only known to be the last when the stream ends.
+    """
+    limit = _limit_samples(part_seconds)
+    held: list[PcmChunk] = []
+    size = index = first = 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        while size > limit:
+            joined = np.concatenate(held) if len(held) > 1 else held[0]
+            cut = quietest_cut(joined[: int(limit)])
+            yield PcmPart(index, first, joined[:cut], is_last=False)
+            held, size, index, first = [joined[cut:]], size - cut, index + 1, first + cut
+    if size:
+        yield PcmPart(index, first, np.concatenate(held), is_last=True)
+
+
+def quietest_cut(pcm: PcmChunk) -> int:
+    """The sample to cut a full part before: the middle of its quietest pause, the earliest if there are several."""
+    zone = min(SEARCH_SECONDS * SAMPLE_RATE, len(pcm) * SEARCH_FRACTION)
+    frames = int(zone) // FRAME_SAMPLES
+    if frames < PAUSE_FRAMES:
+        return len(pcm)
+    start = len(pcm) - frames * FRAME_SAMPLES
+    samples = pcm[start:].astype(np.int64).reshape(frames, FRAME_SAMPLES)
+    energy = np.concatenate(([0], np.cumsum((samples * samples).sum(axis=1))))  # whole numbers: exact anywhere
+    pauses = energy[PAUSE_FRAMES:] - energy[:-PAUSE_FRAMES]
+    return start + (int(np.argmin(pauses)) + PAUSE_FRAMES // 2) * FRAME_SAMPLES
+
+
+def part_id(media_id: str, index: int, start: float, end: float, generation: str) -> str:
+    """Name of a part by its content, 32 hex digits; the times are seconds, to the microsecond."""
+    named = f"{media_id} {index} {start:.6f} {end:.6f} {generation}"
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+
+class ReadParts:
+    """The Ray stage that reads media on CPUs: rows of `records.MANIFEST` in, rows of `records.AUDIO` out.
+
+    Every row that comes in leads to exactly one row with `is_last`, which carries the verdict on the file, unless that
+    part is already done. An object that cannot be read becomes a row; any other exception is a bug, and raises.
+    """
+
+    def __init__(
+        self,
+        n_mels: int,
+        generation: str,
+        options: ReadOptions | None = None,
+        on_file: Callable[[int, float, bool], None] = lambda size, seconds, failed: None,
+    ) -> None:
+        self._n_mels = n_mels
+        self._generation = generation
+        self._options = options or ReadOptions()
+        self._on_file = on_file  # told of each file that is read: its bytes, its seconds, whether it is without text
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """One table of one row for each part, so that a part moves on while the next is read."""
+        for media in batch.to_pylist():
+            for row in self._rows(media):
+                if row["is_last"]:
+                    self._on_file(media["bytes"], row["end"], row["status"] not in WITH_TEXT)
+                yield pa.Table.from_pylist([row], schema=records.AUDIO)
+
+    def _rows(self, media: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        done = frozenset(media["done_parts"] or ())
+        spent = {"fetch_seconds": 0.0, "decode_seconds": 0.0}
+        with closing(self._read(media, spent)) as parts:  # a bug below must not leave ffmpeg behind
+            for part, report, sha256 in parts:
+                if part.index not in done:
+                    yield {**self._row(media, part), **_evidence(part, report, sha256), **spent}
+                    spent.update(fetch_seconds=0.0, decode_seconds=0.0)
+
+    def _read(self, media: dict[str, Any], spent: dict[str, float]) -> Generator[_ReadPart, None, None]:
+        """Every part with what is known of its file by then; at least one. Adds the time that each took to `spent`."""
+        with private_file() as path:
+            try:
+                sha256 = _timed_fetch(media, path, spent)
+            except MediaError as error:
+                yield NO_PART, MediaReport(error.status, str(error)), None
+                return
+            decoding = Decoding(path, self._options)
+            waited = 0.0
+            with closing(iter(decoding)) as chunks:
+                for part in _or_no_part(cut_parts(chunks, media["part_seconds"])):
+                    spent["decode_seconds"] += decoding.waited_seconds - waited
+                    waited = decoding.waited_seconds
+                    report = decoding.report
+                    yield _without_lost_end(part, report), report, sha256
+
+    def _row(self, media: dict[str, Any], part: PcmPart) -> dict[str, Any]:
+        """Identity and log-mel of one part."""
+        started = time.monotonic()
+        mel = log_mel(pcm_to_float(part.pcm), self._n_mels) if len(part.pcm) else None
+        return dict(
+            part_id=part_id(media["media_id"], part.index, part.start, part.end, self._generation),
+            media_id=media["media_id"],
+            uri=media["uri"],
+            index=part.index,
+            start=part.start,
+            end=part.end,
+            is_last=part.is_last,
+            part_seconds=media["part_seconds"],
+            attempts=media["attempt"],
+            generation=self._generation,
+            mel_seconds=time.monotonic() - started,
+            mel=None if mel is None else mel.tobytes(),
+            mel_frames=0 if mel is None else mel.shape[1],
+            content_frames=len(part.pcm) // HOP_LENGTH,
+        )
+
+
+def _timed_fetch(media: dict[str, Any], target: Path, spent: dict[str, float]) -> str:
+    started = time.monotonic()
+    try:
+        return fetch(media["uri"], media["version"], target)
+    finally:
+        spent["fetch_seconds"] += time.monotonic() - started
+
+
+def _evidence(part: PcmPart, report: MediaReport, sha256: str | None) -> dict[str, Any]:
+    """The columns on how the file was read; those that are only known at its end stand on its last part."""
+    columns = asdict(report) | {"sha256": sha256}
+    if not part.is_last:
+        columns |= dict(status="ok", error=None, sha256=None, decoded_seconds=None, decode_errors=None)
+    return columns
+
+
+def _or_no_part(parts: Iterator[PcmPart]) -> Iterator[PcmPart]:
+    """The parts, or NO_PART for a file without a single sample."""
+    first = next(parts, NO_PART)
+    yield first
+    yield from parts
+
+
+def _without_lost_end(part: PcmPart, report: MediaReport) -> PcmPart:
+    """The part, without its samples if it is the last of a file that could not be read to its end."""
+    return part if not part.is_last or report.status in WITH_TEXT else replace(part, pcm=part.pcm[:0])
+
+
+def _limit_samples(part_seconds: float) -> float:
+    """The longest part in samples, a whole number of frames; infinity stays."""
+    if math.isinf(part_seconds):
+        return math.inf
+    return max(1, int(part_seconds * SAMPLE_RATE) // HOP_LENGTH) * HOP_LENGTH

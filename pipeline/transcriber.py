@@ -1,0 +1,141 @@
+"""The model stage: one actor holds one engine, and every part that is sent to it shares the engine's slots.
+
+It turns rows of `records.AUDIO` into rows of `records.RESULT`. It knows no files and no tables; a part without audio
+passes through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from model.engine import Engine
+from model.errors import ModelError
+from model.tokenizer import Tokenizer
+from model.transcript import Part, Segment, Transcript
+from model.whisper import from_state
+from pipeline.job import Job
+from pipeline.records import RESULT
+from pipeline.tally import Tally
+from pipeline.weights import load_model
+
+
+class EngineThread:
+    """Drives an engine on a thread of its own, so that an actor's event loop never waits for the net.
+
+    If the engine dies, every waiting part fails with its error, and so does every later `submit`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._wake = threading.Event()
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def submit(self, part: Part) -> Future[Transcript]:
+        future = self._engine.submit(part)
+        self._wake.set()
+        if self._error is not None:
+            self._engine.fail(self._error)
+        return future
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._wake.wait()
+                self._wake.clear()
+                self._engine.drain()
+        except BaseException as error:  # whatever killed the engine is what every waiting part must raise
+            self._error = error
+            self._engine.fail(error)
+            raise
+
+
+class Transcriber:
+    """Ray actor: `__init__` loads the model once, each call awaits the transcripts of one batch of parts.
+
+    Raises: `ModelError` when the model cannot be loaded, or its weights are not those the job was planned for.
+    """
+
+    def __init__(self, job: Job, tally: Tally) -> None:
+        torch.set_num_threads(job.place.threads)  # else Ray derives them from the CPUs it has booked
+        checkpoint = load_model(job.model.name)
+        if checkpoint.sha256 != job.model.sha256:
+            raise ModelError(
+                f"The model {job.model.name} on {platform.node()} has sha256 {checkpoint.sha256[:12]}, but the run was "
+                f"planned with {job.model.sha256[:12]}: install the same weights on every machine."
+            )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        net = from_state(checkpoint.dims, checkpoint.state, getattr(torch, job.config.run.precision)).to(device)
+        tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
+        self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, job.place.slots))
+        self._model = job.model
+        self._worker = f"{platform.node()}/{os.getpid()}"
+        self._tally = tally
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = await asyncio.gather(*(self._transcribe(row) for row in _rows(batch)))
+        return pa.Table.from_pylist(rows, schema=RESULT)
+
+    async def _transcribe(self, row: dict[str, Any]) -> dict[str, Any]:
+        mel, content_frames = row.pop("mel"), row.pop("content_frames")
+        started = time.perf_counter()
+        transcript = Transcript(row["part_id"])
+        if mel is not None:
+            part = Part(row["part_id"], mel.reshape(self._model.n_mels, row["mel_frames"]), content_frames)
+            transcript = await asyncio.wrap_future(self._engine.submit(part))
+        self._tally.transcribed(row["end"] - row["start"])
+        del row["mel_frames"]
+        return row | self._evidence(transcript, row["start"]) | {"transcribe_seconds": time.perf_counter() - started}
+
+    def _evidence(self, transcript: Transcript, part_start: float) -> dict[str, Any]:
+        segments = [_segment_row(i, s, transcript, part_start) for i, s in enumerate(transcript.segments)]
+        return {
+            "model": self._model.name,
+            "language": transcript.language,
+            "language_probability": transcript.language_probability,
+            "windows": transcript.windows,
+            "windows_retried": transcript.windows_retried,
+            "windows_skipped": transcript.windows_skipped,
+            "tokens": transcript.tokens,
+            "covered_seconds": sum(segment["end"] - segment["start"] for segment in segments),
+            "segments": len(segments),
+            "worker": self._worker,
+            "segment_rows": segments,
+        }
+
+
+def _rows(batch: pa.Table) -> list[dict[str, Any]]:
+    """Rows as dicts; the log-mel stays a float32 view of Arrow's memory instead of becoming a bytes object."""
+    rows: list[dict[str, Any]] = batch.drop_columns(["mel"]).to_pylist()
+    for row, mel in zip(rows, batch["mel"], strict=True):
+        row["mel"] = np.frombuffer(mel.as_buffer(), np.float32) if mel.is_valid else None
+    return rows
+
+
+def _segment_row(index: int, segment: Segment, transcript: Transcript, part_start: float) -> dict[str, Any]:
+    """One segment as `records.RESULT` holds it, its times counted from the start of the file."""
+    return {
+        "segment_index": index,
+        "start": part_start + segment.start,
+        "end": part_start + segment.end,
+        "text": segment.text,
+        "language": transcript.language,
+        "language_probability": transcript.language_probability,
+        "temperature": segment.temperature,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": segment.no_speech_prob,
+        "tokens": segment.tokens,
+        "attempts": segment.attempts,
+        "rules_fired": segment.rules_fired,
+    }

@@ -1,0 +1,173 @@
+"""Choosing tokens: greedy and by chance, by streams that know nothing of slots and neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.dimensions import OFFICIAL
+from model.options import DecodeOptions
+from model.sampling import Sampler, random_stream
+from model.tokenizer import Tokenizer
+
+DIMS = OFFICIAL["tiny"]
+TOKENIZER = Tokenizer.for_dimensions(DIMS)
+ZERO = TOKENIZER.timestamp_begin
+HELLO, WORLD = TOKENIZER.encode(" hello")[0], TOKENIZER.encode(" world")[0]
+STARTS = {ZERO: 0.4, ZERO + 1: 0.3, ZERO + 2: 0.2, ZERO + 3: 0.1}
+WORDS = {HELLO: 0.7, WORLD: 0.3}
+
+
+def sampler(slots: int) -> Sampler:
+    return Sampler(TOKENIZER, DecodeOptions(), DIMS, slots, torch.device("cpu"))
+
+
+def logits(probabilities: Mapping[int, float]) -> Tensor:
+    """Logits (V,) of these tokens and hardly anything else."""
+    row = torch.full((DIMS.n_vocab,), -1e4)
+    for token, probability in probabilities.items():
+        row[token] = math.log(probability)
+    return row
+
+
+def stream(seek: int = 0) -> torch.Generator:
+    return random_stream(0, "part", seek, 1)
+
+
+def say(chooser: Sampler, row: int, steps: int, count: int, words: Mapping[int, float] = WORDS) -> list[int]:
+    """What slot `row` samples in so many steps, every slot fed with the same logits after each."""
+    said = []
+    for _ in range(steps):
+        said.append(chooser.choose(count)[0][row])
+        chooser.update(torch.arange(count), logits(words).expand(count, -1))
+    return said
+
+
+def begin(chooser: Sampler, row: int, temperature: float = 0.0, seek: int = 0) -> None:
+    chooser.admit(row, logits(STARTS))
+    chooser.start(row, temperature, stream(seek))
+
+
+def test_at_temperature_zero_the_likeliest_allowed_token_is_chosen() -> None:
+    chooser = sampler(1)
+    chooser.admit(0, logits({HELLO: 0.5, ZERO: 0.2, ZERO + 1: 0.3}))  # text may not come first
+    chooser.start(0, 0.0, stream())
+    assert chooser.choose(1)[0] == [ZERO + 1]
+
+
+def test_the_log_probability_is_taken_under_the_rules() -> None:
+    chooser = sampler(1)
+    chooser.admit(0, logits({HELLO: 0.5, ZERO: 0.2, ZERO + 1: 0.3}))
+    chooser.start(0, 0.0, stream())
+    assert chooser.choose(1)[1] == [pytest.approx(math.log(0.3 / 0.5))]
+
+
+def test_the_log_probability_is_taken_at_temperature_one() -> None:
+    chooser = sampler(2)
+    for row, temperature in enumerate((0.3, 3.0)):
+        begin(chooser, row, temperature, seek=row)
+    tokens, logprobs = chooser.choose(2)
+    assert logprobs == [pytest.approx(math.log(STARTS[token]), abs=1e-5) for token in tokens]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_chance_follows_the_probabilities_at_the_temperature(temperature: float) -> None:
+    slots, rounds = 50, 20
+    chooser, counts = sampler(slots), dict.fromkeys(STARTS, 0)
+    for turn in range(rounds):
+        for row in range(slots):
+            begin(chooser, row, temperature, seek=turn * slots + row)
+        for token in chooser.choose(slots)[0]:
+            counts[token] += 1
+    powers = {token: probability ** (1 / temperature) for token, probability in STARTS.items()}
+    expected = {token: slots * rounds * power / sum(powers.values()) for token, power in powers.items()}
+    chi_square = sum((counts[token] - expected[token]) ** 2 / expected[token] for token in STARTS)
+    assert chi_square < 16.27  # three degrees of freedom, one in a thousand
+
+
+def test_what_a_slot_draws_depends_on_no_neighbour_and_no_slot_number() -> None:
+    alone = sampler(1)
+    begin(alone, 0, 1.0, seek=7)
+    expected = say(alone, 0, steps=8, count=1)
+    crowd = sampler(3)
+    begin(crowd, 0, 1.0, seek=1)
+    begin(crowd, 1, 0.0, seek=2)
+    begin(crowd, 2, 1.0, seek=7)
+    assert say(crowd, 2, steps=8, count=3) == expected
+    assert len(set(expected[1:])) == 2  # by chance, indeed
+
+
+def test_a_greedy_slot_is_greedy_among_others() -> None:
+    chooser = sampler(2)
+    begin(chooser, 0, 2.0)
+    begin(chooser, 1, 0.0)
+    assert say(chooser, 1, steps=4, count=2) == [ZERO, HELLO, HELLO, HELLO]
+
+
+def test_a_stream_repeats_itself_and_no_other() -> None:
+    streams = [(0, "part", 0, 1), (1, "part", 0, 1), (0, "other", 0, 1), (0, "part", 200, 1), (0, "part", 0, 2)]
+    draws = [tuple(torch.rand(4, generator=random_stream(*name)).tolist()) for name in streams]
+    assert len(set(draws)) == len(streams)
+    assert draws == [tuple(torch.rand(4, generator=random_stream(*name)).tolist()) for name in streams]
+
+
+def test_streams_are_the_same_on_every_machine() -> None:
+    """They decide the text of hot windows, so changing them means a new generation of tables."""
+    numbers = torch.randint(1000, (4,), generator=random_stream(0, "part", 200, 1))
+    assert numbers.tolist() == GOLDEN_NUMBERS
+
+
+def test_a_hotter_attempt_starts_from_the_logits_of_the_prompt() -> None:
+    chooser = sampler(1)
+    begin(chooser, 0)
+    first = chooser.choose(1)
+    chooser.update(torch.tensor([0]), logits(WORDS)[None])
+    assert chooser.choose(1)[0] == [HELLO]
+    chooser.start(0, 0.0, stream())
+    assert chooser.choose(1) == first
+
+
+def test_each_attempt_draws_from_the_stream_it_was_given() -> None:
+    chooser = sampler(1)
+    begin(chooser, 0, 1.0, seek=3)
+    once = say(chooser, 0, steps=8, count=1)
+    chooser.start(0, 1.0, stream(4))
+    other = say(chooser, 0, steps=8, count=1)
+    chooser.start(0, 1.0, stream(3))
+    assert say(chooser, 0, steps=8, count=1) == once != other
+
+
+def test_only_the_rows_that_were_fed_get_new_logits() -> None:
+    chooser = sampler(3)
+    for row in range(3):
+        begin(chooser, row)
+    chooser.choose(3)
+    chooser.update(torch.tensor([2, 0]), torch.stack([logits({WORLD: 1.0}), logits({HELLO: 1.0})]))
+    chooser.start(1, 0.0, stream())  # began anew in between
+    assert chooser.choose(3)[0] == [HELLO, ZERO, WORLD]
+
+
+def test_a_moved_slot_goes_on_where_it_was() -> None:
+    words = {HELLO: 0.4, WORLD: 0.35, ZERO + 40: 0.25}  # a timestamp now and then, so that the rules matter
+    still, moved = sampler(1), sampler(3)
+    begin(still, 0, 1.0, seek=7)
+    begin(moved, 0, 0.0)
+    begin(moved, 2, 1.0, seek=7)
+    assert say(moved, 2, 3, count=3, words=words) == say(still, 0, 3, count=1, words=words)
+    moved.move(2, 0)
+    assert say(moved, 0, 12, count=1, words=words) == say(still, 0, 12, count=1, words=words)
+
+
+def test_a_moved_slot_can_start_again() -> None:
+    chooser = sampler(2)
+    begin(chooser, 0)
+    chooser.admit(1, logits({ZERO + 5: 1.0}))
+    chooser.start(1, 0.0, stream())
+    chooser.choose(2)
+    chooser.move(1, 0)
+    chooser.start(0, 0.0, stream())
+    assert chooser.choose(1)[0] == [ZERO + 5]

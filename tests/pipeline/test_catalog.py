@@ -1,0 +1,278 @@
+"""The views: which rows they show, what they say of a file, and that a query cannot leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from model.errors import DestinationError, UsageError
+from pipeline import snapshot
+from pipeline.catalog import VIEWS, connect, query, select
+from pipeline.records import MEDIA, PARTS, SEGMENTS
+from pipeline.sink import prepare
+from pipeline.store import Store
+
+Results = Callable[..., pa.Table]
+
+
+def _publish(store: Store, *batches: pa.Table) -> None:
+    for batch in batches:
+        store.publish([prepare(store.objects, batch)])
+
+
+def _one(store: Store, sql: str) -> dict[str, Any]:
+    (row,) = query(store, sql).to_pylist()
+    return dict(row)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "archive"), create=True)
+
+
+def test_before_the_first_row_every_view_has_its_columns(destination: str) -> None:
+    store = Store.open(destination, create=True)
+    assert query(store, "FROM segments").column_names == SEGMENTS.names
+    assert query(store, "FROM parts").column_names == PARTS.names
+    assert query(store, "FROM media").column_names == MEDIA.names
+    for view in VIEWS:
+        assert query(store, f"SELECT * FROM {view}").num_rows == 0
+
+
+def test_segments_come_back_as_they_were_stored(destination: str, results: Results) -> None:
+    store = Store.open(destination, create=True)
+    _publish(store, results("a"), results("b", rules_fired=None))
+    rows = query(store, "SELECT * FROM segments WHERE media_id = 'a' ORDER BY start").to_pylist()
+    assert [row["text"] for row in rows[:2]] == [" part 0 segment 0", " part 0 segment 1"]
+    assert rows[0]["tokens"] == [50364, 0, 50564]
+    assert query(store, "SHOW TABLES")["name"].to_pylist() == sorted(VIEWS)
+
+
+def test_the_newest_whole_generation_is_shown(store: Store, results: Results) -> None:
+    _publish(store, results("a", generation="1" * 16))
+    half = results("a", parts=2, generation="2" * 16)
+    _publish(store, half.slice(0, 1))
+    assert _one(store, "SELECT DISTINCT generation AS g FROM segments") == {"g": "1" * 16}
+    _publish(store, half.slice(1, 1))
+    assert _one(store, "SELECT DISTINCT generation AS g FROM segments") == {"g": "2" * 16}
+    assert _one(store, "SELECT count(*) AS n FROM parts") == {"n": 2}
+    assert _one(store, "SELECT count(*) AS n FROM all_parts") == {"n": 4}
+    assert _one(store, "SELECT count(*) AS n FROM all_segments") == {"n": 12}
+
+
+def test_a_failed_new_generation_does_not_hide_the_old_text(store: Store, results: Results) -> None:
+    _publish(store, results("a", generation="1" * 16))
+    _publish(store, results("a", parts=1, generation="2" * 16, status="failed", segment_rows=None))
+    assert _one(store, "SELECT count(*) AS n FROM segments") == {"n": 6}
+    assert _one(store, "SELECT generation AS g FROM failures") == {"g": "2" * 16}
+
+
+def test_the_latest_attempt_counts(store: Store, results: Results) -> None:
+    _publish(store, results("a", parts=1, status="failed", error="timed out", segment_rows=None))
+    assert _one(store, "SELECT uri, error, attempts FROM failures") == {
+        "uri": "s3://archive/a.mp3",
+        "error": "timed out",
+        "attempts": 1,
+    }
+    _publish(store, results("a", parts=1, attempts=2))
+    assert _one(store, "SELECT status, attempts FROM parts") == {"status": "ok", "attempts": 2}
+    assert query(store, "FROM failures").num_rows == 0
+    assert _one(store, "SELECT count(*) AS n FROM all_parts") == {"n": 2}
+
+
+def test_twins_in_two_shards_are_shown_once(store: Store, results: Results) -> None:
+    _publish(store, results("a"), pa.concat_tables([results("a"), results("b")]))
+    assert store.table("parts").to_pyarrow_table().num_rows == 6
+    assert _one(store, "SELECT count(*) AS n FROM parts") == {"n": 4}
+    assert _one(store, "SELECT count(*) AS n FROM segments") == {"n": 12}
+    assert _one(store, "SELECT count(*) AS n FROM all_segments") == {"n": 12}
+
+
+def test_files_say_how_far_each_one_is(store: Store, results: Results) -> None:
+    media = [{"media_id": name, "uri": f"s3://archive/{name}.mp3", "bytes": 9} for name in ("a", "b", "waiting")]
+    seen = {"seen_at": datetime.now(UTC)}
+    store.add_media(pa.Table.from_pylist([row | seen for row in media], schema=MEDIA))
+    _publish(store, results("a", parts=3), results("b", parts=3).slice(0, 2))
+    rows = {row["media_id"]: row for row in query(store, "FROM files").to_pylist()}
+    assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "b": "ok", "waiting": "pending"}
+    assert {name: row["complete"] for name, row in rows.items()} == {"a": True, "b": False, "waiting": False}
+    assert (rows["a"]["parts_done"], rows["a"]["parts_total"]) == (3, 3)
+    assert (rows["b"]["parts_done"], rows["b"]["parts_total"]) == (2, None)
+    assert rows["a"]["hours"] == pytest.approx(0.05) and rows["a"]["language"] == "en"
+    assert (rows["a"]["expected_seconds"], rows["a"]["decoded_seconds"]) == (180.0, 180.0)
+    assert rows["waiting"]["uri"] == "s3://archive/waiting.mp3" and rows["waiting"]["seconds"] == 0
+
+
+def test_a_file_is_as_bad_as_its_worst_part(store: Store, results: Results) -> None:
+    good, bad = results("a", parts=3).slice(0, 2), results("a", parts=3, status="failed", error="lost").slice(2, 1)
+    _publish(store, good, bad)
+    row = _one(store, "SELECT status, error, parts_done, parts_failed, parts_total, complete FROM files")
+    assert list(row.values()) == ["failed", "lost", 2, 1, 3, False]
+
+
+def test_coverage_is_a_share_of_what_was_decoded(store: Store, results: Results) -> None:
+    _publish(store, results("a", parts=2, segments=3), results("b", parts=1, decoded_seconds=0.0))
+    rows = query(store, "SELECT * FROM coverage ORDER BY uri").to_pylist()
+    assert rows[0]["covered_seconds"] == 24.0 and rows[0]["share"] == pytest.approx(0.2)
+    assert rows[1]["share"] is None
+
+
+def _doubtful(results: Results, **evidence: Any) -> pa.Table:
+    """One file whose first segment differs."""
+    rows = results("a", parts=1, segments=3).to_pylist()
+    rows[0]["segment_rows"][0] |= evidence
+    return pa.Table.from_pylist(rows, schema=results("a").schema)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "reasons"),
+    [
+        ({"avg_logprob": -0.71}, ["low_logprob"]),
+        ({"compression_ratio": 2.41}, ["repetitive"]),
+        ({"no_speech_prob": 0.61}, ["maybe_no_speech"]),
+        ({"language_probability": 0.49}, ["unsure_language"]),
+        ({"attempts": 2}, ["retried"]),
+        ({"rules_fired": ["loop"]}, ["loop"]),
+        ({"avg_logprob": None, "rules_fired": ["loop"], "attempts": 3}, ["loop", "retried"]),
+    ],
+)
+def test_each_doubt_has_its_reason(
+    store: Store, results: Results, evidence: dict[str, Any], reasons: list[str]
+) -> None:
+    _publish(store, _doubtful(results, **evidence))
+    row = _one(store, "SELECT * FROM review_queue")
+    assert sorted(row["reasons"]) == reasons and row["doubts"] == len(reasons)
+    assert row["text"] == " part 0 segment 0"
+
+
+def test_the_most_doubtful_segment_comes_first(store: Store, results: Results) -> None:
+    rows = results("a", parts=1, segments=3).to_pylist()
+    for segment, logprob, attempts in zip(rows[0]["segment_rows"], (-0.8, -0.9, -0.75), (1, 1, 2), strict=True):
+        segment |= {"avg_logprob": logprob, "attempts": attempts}
+    _publish(store, pa.Table.from_pylist(rows, schema=results("a").schema))
+    assert query(store, "FROM review_queue")["segment_index"].to_pylist() == [2, 1, 0]
+
+
+def test_objects_larger_and_more_than_the_read_ahead(
+    destination: str, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(destination, create=True)
+    store.publish([prepare(store.objects, results(f"m{number}", segments=number)) for number in range(12)])
+    monkeypatch.setattr(snapshot, "AHEAD_FILES", 3)
+    monkeypatch.setattr(snapshot, "SMALL_BYTES", 4_300)
+    monkeypatch.setattr(snapshot, "CACHE_BYTES", 9_000)
+    with closing(connect(store)) as connection:
+        for _ in range(2):
+            counts = select(
+                connection,
+                "SELECT count(*) AS n, count(DISTINCT part_id) AS parts, sum(len(tokens)) AS t FROM segments",
+            )
+            assert counts.to_pylist() == [{"n": 132, "parts": 22, "t": 396}]
+
+
+def test_a_connection_stays_on_its_snapshot(store: Store, results: Results) -> None:
+    _publish(store, results("a"))
+    with closing(connect(store)) as connection:
+        _publish(store, results("b"))
+        assert select(connection, "FROM parts").num_rows == 2
+    assert query(store, "FROM parts").num_rows == 4
+
+
+ESCAPES = [
+    "COPY (SELECT 1) TO '{outside}/new.csv'",
+    "COPY (SELECT 1 AS a) TO '{object}' (FORMAT parquet, USE_TMP_FILE false)",
+    "COPY (SELECT 1 AS a) TO 'earwitness://{path}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN ANALYZE COPY (SELECT 1 AS a) TO 'earwitness://{path}' (FORMAT parquet, USE_TMP_FILE false)",
+    "EXPLAIN ANALYZE COPY (SELECT 1 AS a) TO '{object}' (FORMAT parquet, USE_TMP_FILE false)",
+    "ATTACH '{outside}/new.db'",
+    "EXPORT DATABASE '{outside}/export'",
+    "SELECT * FROM read_csv('/etc/passwd')",
+    "SELECT * FROM read_text('{outside}/secret.txt')",
+    "SELECT * FROM read_text('earwitness:/../../../../../../../{outside}/secret.txt')",
+    "SELECT * FROM read_text('earwitness://../../../../../../../../{outside}/secret.txt')",
+    "SELECT * FROM sniff_csv('{outside}/secret.txt')",
+    "SELECT * FROM '{outside}/secret.parquet'",
+    "SELECT * FROM read_parquet('{object}')",
+    "SELECT * FROM read_parquet('s3://tests/x.parquet')",
+    "SELECT * FROM glob('{outside}/*')",
+    "SET enable_external_access = true",
+    "SET lock_configuration = false",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_no_query_reads_or_writes_outside(store: Store, results: Results, tmp_path: Path, escape: str) -> None:
+    """Each lock by itself: our own check of the statement, and DuckDB's settings when that check is bypassed."""
+    _publish(store, results("a"))
+    (path,) = store.objects.list("segments/data")
+    target = tmp_path / "archive" / path
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    before = target.read_bytes()
+    sql = escape.format(outside=outside, object=target, path=path)
+    with closing(connect(store)) as connection:
+        with pytest.raises(UsageError):
+            select(connection, sql)
+        with pytest.raises((duckdb.Error, PermissionError)):
+            connection.execute(sql)
+    assert target.read_bytes() == before
+    assert [file.name for file in outside.iterdir()] == ["secret.txt"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP VIEW segments",
+        "CREATE TABLE x AS SELECT 1",
+        "DELETE FROM steps.shown",
+        "SELECT 1; SELECT 2",
+        "",
+        "-- none",
+    ],
+)
+def test_only_one_select_is_run(store: Store, sql: str) -> None:
+    with pytest.raises(UsageError, match="A query is one SELECT"):
+        query(store, sql)
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELEC 1", 'syntax error at or near "SELEC"'),
+        ("SELECT nothing FROM segments", 'column "nothing" not found'),
+        ("SELECT * FROM segmentz", "Table with name segmentz does not exist"),
+        ("SELECT text::INT FROM segments", "Could not convert string"),
+        ("SELECT * FROM results", "Table with name results does not exist"),
+    ],
+)
+def test_a_wrong_query_is_one_sentence(store: Store, results: Results, sql: str, said: str) -> None:
+    _publish(store, results("a"))
+    with pytest.raises(UsageError, match=said) as caught:
+        query(store, sql)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lost_object_is_the_destinations_fault(store: Store, results: Results) -> None:
+    _publish(store, results("a"))
+    (path,) = store.objects.list("segments/data")
+    store.objects.delete(path)
+    with pytest.raises(DestinationError, match="is missing"):
+        query(store, "SELECT sum(len(text)) FROM segments")
+
+
+def test_results_larger_than_memory_spill_and_leave_nothing(store: Store, tmp_path: Path) -> None:
+    with closing(connect(store)) as connection:
+        spill = select(connection, "SELECT current_setting('temp_directory') AS t")["t"][0].as_py()
+        rows = select(connection, "SELECT count(*) AS n FROM (SELECT random() AS r FROM range(2_000_000) ORDER BY r)")
+        assert rows["n"][0].as_py() == 2_000_000
+    assert not Path(spill).exists()
