@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -163,6 +164,8 @@ def cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.2f}"
+    if isinstance(value, datetime):
+        return value.isoformat(" ", timespec="seconds")
     if isinstance(value, list):
         return ", ".join(cell(item) for item in value)
     return str(value)

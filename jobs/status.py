@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from jobs import console
 from pipeline import catalog
 from pipeline.store import Store
 
-# Speed is taken over the commits of the last hour that had any: what a run is doing, not what the archive once did.
 _COUNTS = """
     SELECT count(*) AS files, count(*) FILTER (complete) AS done, count(*) FILTER (status = 'pending') AS pending,
         count(*) FILTER (parts_failed > 0) AS failed,
@@ -18,10 +18,9 @@ _COUNTS = """
         coalesce(sum(bytes) FILTER (complete), 0)::BIGINT AS bytes_done,
         coalesce(sum(bytes) FILTER (NOT complete AND parts_failed = 0), 0)::BIGINT AS bytes_left
     FROM files"""
-_SPEED = """
-    SELECT sum("end" - "start") AS seconds, epoch(max(committed_at)) - epoch(min(committed_at)) AS elapsed,
-        max(committed_at) AS last_commit
-    FROM parts WHERE committed_at > (SELECT max(committed_at) FROM parts) - INTERVAL 1 HOUR"""
+_SINCE = """
+    SELECT coalesce(sum("end" - "start"), 0) AS seconds, max(committed_at) AS last_commit
+    FROM parts WHERE committed_at >= TIMESTAMPTZ '{started}'"""
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,32 @@ class Status:
     failed: int
     hours: float
     segments: int
-    speed: float | None  # times real time, over the last hour of commits
+    speed: float | None  # times real time, in the latest run
     seconds_left: float | None
     last_commit: str | None
 
 
 def status(dest: str) -> Status:
-    """Read the status of the tables at `dest`. Raises: `DestinationError` when there are none."""
+    """Read the status of the tables at `dest`; the speed is that of the latest run, from its start to its last commit.
+
+    Raises: `DestinationError` when there are none.
+    """
     store = Store.open(dest)
     counts = catalog.query(store, _COUNTS).to_pylist()[0]
-    recent = catalog.query(store, _SPEED).to_pylist()[0]
-    speed = recent["seconds"] / recent["elapsed"] if recent["elapsed"] else None
+    runs = store.runs()
+    speed = last_commit = None
+    if runs:
+        started = datetime.fromisoformat(runs[-1]["started_at"])
+        latest = catalog.query(store, _SINCE.format(started=started.isoformat())).to_pylist()[0]
+        last_commit = latest["last_commit"]
+        speed = latest["seconds"] / (last_commit - started).total_seconds() if last_commit else None
     done, left = counts.pop("bytes_done"), counts.pop("bytes_left")
-    hours_left = counts["hours"] * left / done if done else None
+    seconds_left = counts["hours"] * 3600 * left / done if done else None
     return Status(
         **counts,
         speed=speed,
-        seconds_left=hours_left * 3600 / speed if speed and hours_left is not None else None,
-        last_commit=str(recent["last_commit"]) if recent["last_commit"] else None,
+        seconds_left=seconds_left / speed if speed and seconds_left else None,
+        last_commit=last_commit.isoformat(timespec="seconds") if last_commit else None,
     )
 
 

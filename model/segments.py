@@ -14,6 +14,7 @@ from model.dimensions import FRAMES_PER_SECOND, Dimensions
 # Where a window's seek went, kept in `rules_fired`.
 UNFINISHED_TAIL_DROPPED = "unfinished_tail_dropped"  # cut at the last pair of timestamps; the rest is heard again
 NO_TIMESTAMP_PAIR = "no_timestamp_pair"  # one segment for the whole window
+SEEK_RULES = (UNFINISHED_TAIL_DROPPED, NO_TIMESTAMP_PAIR)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from model.errors import DestinationError, EarwitnessError, UsageError
 from model.options import DecodeOptions
+from model.segments import SEEK_RULES
 from pipeline.records import STATUSES
 from pipeline.sink import CARRIES_TEXT, parquet_bytes
 from pipeline.snapshot import PROTOCOL, SnapshotFileSystem
@@ -49,6 +50,7 @@ SETTINGS = {
     "lock_configuration": "true",
 }
 
+_SEEK_RULES = ", ".join(f"'{rule}'" for rule in SEEK_RULES)  # say where a window was cut, not that it is in doubt
 _TEXT = ", ".join(f"'{status}'" for status in CARRIES_TEXT)
 _SEVERITY = "[" + ", ".join(f"'{status}'" for status in STATUSES) + "]"
 
@@ -65,7 +67,7 @@ CREATE VIEW steps.segments AS
 CREATE TABLE steps.shown AS
     WITH chosen AS (
         SELECT part_id, _shard, media_id, generation, "index", is_last, _has_text, committed_at FROM steps.ledger
-        QUALIFY row_number() OVER (PARTITION BY part_id ORDER BY attempts DESC, _shard) = 1),
+        QUALIFY row_number() OVER (PARTITION BY media_id, generation, "index" ORDER BY attempts DESC, _shard) = 1),
     newest AS (
         SELECT media_id, generation, max("index") FILTER (is_last) + 1 AS parts_total,
             count(*) FILTER (_has_text) AS parts_done, coalesce(parts_done = parts_total, false) AS complete
@@ -115,7 +117,7 @@ VIEWS = {
     "review_queue": f"""
         SELECT uri, "start", "end", text, len(reasons) AS doubts, reasons, avg_logprob, * EXCLUDE (
             uri, "start", "end", text, reasons, avg_logprob)
-        FROM (SELECT *, list_distinct(list_concat(coalesce(rules_fired, []), list_filter([
+        FROM (SELECT *, list_distinct(list_concat(list_filter(rules_fired, lambda rule: rule NOT IN ({_SEEK_RULES})), list_filter([
                 CASE WHEN avg_logprob < {REVIEW_LOGPROB} THEN 'low_logprob' END,
                 CASE WHEN compression_ratio > {_REFERENCE.compression_ratio_threshold} THEN 'repetitive' END,
                 CASE WHEN no_speech_prob > {_REFERENCE.no_speech_threshold} THEN 'maybe_no_speech' END,

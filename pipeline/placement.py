@@ -49,11 +49,7 @@ class Placement:
 
     @property
     def booked_cpus(self) -> float:
-        return (
-            self.model_actors * self.model_cpus
-            + self.decode_actors * DECODE_CPUS
-            + self.sink_actors * SINK_CPUS
-        )
+        return self.model_actors * self.model_cpus + self.decode_actors * DECODE_CPUS + self.sink_actors * SINK_CPUS
 
 
 def place(run: RunOptions, resources: Mapping[str, float], nodes: int, cores_per_node: int) -> Placement:

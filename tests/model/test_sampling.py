@@ -118,7 +118,7 @@ def test_a_stream_repeats_itself_and_no_other() -> None:
 def test_streams_are_the_same_on_every_machine() -> None:
     """They decide the text of hot windows, so changing them means a new generation of tables."""
     numbers = torch.randint(1000, (4,), generator=random_stream(0, "part", 200, 1))
-    assert numbers.tolist() == GOLDEN_NUMBERS
+    assert numbers.tolist() == [401, 305, 133, 821]
 
 
 def test_a_hotter_attempt_starts_from_the_logits_of_the_prompt() -> None:

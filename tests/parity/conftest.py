@@ -1,0 +1,68 @@
+"""Real weights, real speech and openai-whisper, each loaded once, and every run of the reference made once.
+
+Skipped with a reason where the extras `parity` and `demo` are not installed or the sample clips cannot be fetched.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from jobs.samples import assemble, clips, fetch_samples
+from model.checkpoint import Checkpoint
+from model.dimensions import SAMPLE_RATE
+from model.errors import ModelError, SourceError
+from model.features import pcm_to_float
+from model.options import DecodeOptions
+from model.tokenizer import Tokenizer
+from model.whisper import from_state
+from pipeline.weights import load_model
+
+THREADS = 2
+Audio = dict[str, NDArray[np.float32]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    try:
+        return fetch_samples()
+    except SourceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def audio(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Audio:
+    """The 27 clips, all of them in one part of three windows, and what is no speech at all; float32 at 16 kHz."""
+    long = assemble(samples, tmp_path_factory.mktemp("long") / "long.wav")
+    heard = {f"{path.parent.name}/{path.stem}": _decode(path) for path in clips(samples)} | {"long": _decode(long)}
+    random = np.random.default_rng(0)
+    seconds = np.arange(35 * SAMPLE_RATE, dtype=np.float32) / SAMPLE_RATE
+    heard["noise"] = random.normal(0, 0.05, 20 * SAMPLE_RATE).astype(np.float32)
+    heard["silence"] = np.zeros(20 * SAMPLE_RATE, np.float32)
+    heard["tone"] = (0.3 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
+    return heard
+
+
+def _decode(path: Path) -> NDArray[np.float32]:
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    command = [ffmpeg, "-nostdin", "-v", "error", "-i", str(path), "-f", "s16le", "-ac", "1", "-ar", "16000", "-"]
+    pcm = subprocess.run(command, capture_output=True, check=True).stdout
+    return pcm_to_float(np.frombuffer(pcm, np.int16))
