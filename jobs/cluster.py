@@ -33,6 +33,12 @@ def this_machine() -> Machines:
     return Machines({"CPU": max(MIN_LOCAL_CPUS, float(cores)), "GPU": gpus}, 1, cores)
 
 
+def is_connected() -> bool:
+    """Whether this process uses a Ray already. One that never imported Ray does not, and need not wait for it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 @contextlib.contextmanager
 def ray_session(address: str | None, machines: Machines | None = None) -> Iterator[Machines]:
     """Ray on this machine, or the cluster at `address`; a Ray that is already connected is used and left as it is.

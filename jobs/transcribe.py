@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
-from jobs.cluster import Machines, ray_session, this_machine
+from jobs.cluster import Machines, is_connected, ray_session, this_machine
 from pipeline.config import Config
 from pipeline.job import Job, Model
 from pipeline.placement import place
@@ -59,11 +59,12 @@ def transcribe(sources: str | Sequence[str], to: str, model: str = "base", confi
 def execute(request: Request, watcher: Watcher) -> Summary:
     """Plan; then, unless it is a dry run or nothing is pending, do it. Ray on this machine starts only when needed."""
     with ExitStack() as stack:
-        machines = stack.enter_context(ray_session(request.address)) if request.address else this_machine()
+        known = request.address or is_connected()  # a cluster that can say what it has
+        machines = stack.enter_context(ray_session(request.address)) if known else this_machine()
         run = _prepare(request, machines)
         watcher.planned(run)
         if run.plan.pending and not request.dry_run:
-            if not request.address:
+            if not known:
                 stack.enter_context(ray_session(None))
             tally = Tally.start()
             with watcher.running(run, tally):

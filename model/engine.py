@@ -116,6 +116,7 @@ class Engine:
         self._sampler = Sampler(tokenizer, options, net.dims, slots, net.device)
         self._inbox: SimpleQueue[_Work] = SimpleQueue()
         self._order = itertools.count()
+        self._unresolved: dict[int, _Work] = {}  # by order: all that were taken in, wherever a failure finds them
         self._waiting: list[_Work] = []  # a heap
         self._encoded: deque[_Encoded] = deque()
         self._active: list[_Slot | None] = []  # None: freed in this turn
@@ -149,9 +150,9 @@ class Engine:
     def fail(self, error: BaseException) -> None:
         """Fail every part in the pool with `error`: nobody waits for a dead engine."""
         self._take_inbox()
-        in_slots = [slot.work for slot in self._active if slot]
-        for work in [*self._waiting, *(encoded.work for encoded in self._encoded), *in_slots]:
+        for work in self._unresolved.values():
             work.future.set_exception(error)
+        self._unresolved.clear()
         self._waiting, self._active = [], []
         self._encoded.clear()
 
@@ -159,13 +160,17 @@ class Engine:
 
     def _take_inbox(self) -> None:
         while not self._inbox.empty():
-            self._wait(self._inbox.get())
+            work = self._inbox.get()
+            if work.future.set_running_or_notify_cancel():  # cancelled before it began, or never
+                self._unresolved[work.order] = work
+                self._wait(work)
 
     def _wait(self, work: _Work) -> None:
         """Queue the next window of a part, or hand over its transcript."""
         if work.progress.remaining_frames > 0:
             heapq.heappush(self._waiting, work)
         else:
+            del self._unresolved[work.order]
             work.future.set_result(work.progress.transcript)
 
     def _fill(self) -> None:

@@ -117,7 +117,8 @@ VIEWS = {
     "review_queue": f"""
         SELECT uri, "start", "end", text, len(reasons) AS doubts, reasons, avg_logprob, * EXCLUDE (
             uri, "start", "end", text, reasons, avg_logprob)
-        FROM (SELECT *, list_distinct(list_concat(list_filter(rules_fired, lambda rule: rule NOT IN ({_SEEK_RULES})), list_filter([
+        FROM (SELECT *, list_distinct(list_concat(
+                list_filter(rules_fired, lambda rule: rule NOT IN ({_SEEK_RULES})), list_filter([
                 CASE WHEN avg_logprob < {REVIEW_LOGPROB} THEN 'low_logprob' END,
                 CASE WHEN compression_ratio > {_REFERENCE.compression_ratio_threshold} THEN 'repetitive' END,
                 CASE WHEN no_speech_prob > {_REFERENCE.no_speech_threshold} THEN 'maybe_no_speech' END,

@@ -88,7 +88,7 @@ def from_toml(path: Path, base: Config | None = None) -> Config:
     Raises: `UsageError` when the file cannot be read, is no TOML, or holds a name that Config does not have.
     """
     try:
-        given = tomllib.loads(path.read_text())
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

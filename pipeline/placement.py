@@ -6,8 +6,9 @@ sentence instead of waiting forever (ray-project/ray#44687). It starts nothing i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.errors import UsageError
 from pipeline.config import RunOptions
@@ -68,8 +69,16 @@ def place(run: RunOptions, resources: Mapping[str, float], nodes: int, cores_per
         slots=run.slots or (SLOTS_ON_GPU if on_gpu else SLOTS_ON_CPU),
         decode_actors=run.decode_actors or (DECODE_ACTORS_PER_GPU * model_actors if on_gpu else model_actors),
     )
+    if run.decode_actors is None:  # slower reading is better than none: a machine of one GPU may have two cores
+        placement = _with_fewer_readers(placement, cpus)
     _check(placement, gpus, cpus)
     return placement
+
+
+def _with_fewer_readers(placement: Placement, cpus: float) -> Placement:
+    lacking = placement.booked_cpus + FREE_CPUS - cpus
+    fewer = placement.decode_actors - math.ceil(max(0.0, lacking) / DECODE_CPUS)
+    return replace(placement, decode_actors=max(1, fewer))
 
 
 def _check(placement: Placement, gpus: int, cpus: float) -> None:

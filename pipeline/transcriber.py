@@ -38,14 +38,18 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._wake = threading.Event()
+        self._dying = threading.Lock()  # so that a part is either in the pool when it fails, or sees that it has
         self._error: BaseException | None = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def submit(self, part: Part) -> Future[Transcript]:
-        future = self._engine.submit(part)
+        with self._dying:
+            if self._error is None:
+                future = self._engine.submit(part)
+            else:
+                future = Future()
+                future.set_exception(self._error)
         self._wake.set()
-        if self._error is not None:
-            self._engine.fail(self._error)
         return future
 
     def _run(self) -> None:
@@ -55,8 +59,9 @@ class EngineThread:
                 self._wake.clear()
                 self._engine.drain()
         except BaseException as error:  # whatever killed the engine is what every waiting part must raise
-            self._error = error
-            self._engine.fail(error)
+            with self._dying:
+                self._error = error
+                self._engine.fail(error)
             raise
 
 

@@ -217,7 +217,7 @@ def test_each_segment_carries_the_evidence_of_its_window() -> None:
 def test_the_rules_that_fired_are_named(text: str, changes: dict[str, Any], fired: tuple[str, ...]) -> None:
     part = progress()
     accept(part, text, **changes)
-    assert [segment.rules_fired for segment in part.transcript.segments] == [fired]*len(part.transcript.segments)
+    assert [segment.rules_fired for segment in part.transcript.segments] == [fired] * len(part.transcript.segments)
     assert part.transcript.segments
 
 

@@ -87,7 +87,11 @@ def norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
 
 
 def attend(x: Tensor, heard: Tensor, state: dict[str, Tensor], name: str, hidden: Tensor | None) -> Tensor:
-    q, k, v = linear(x, state, f"{name}.query"), linear(heard, state, f"{name}.key"), linear(heard, state, f"{name}.value")
+    q, k, v = (
+        linear(x, state, f"{name}.query"),
+        linear(heard, state, f"{name}.key"),
+        linear(heard, state, f"{name}.value"),
+    )
     heads = []
     for head in range(DIMS.n_text_head):
         part = slice(8 * head, 8 * head + 8)  # (B, T, head_dim)
@@ -229,7 +233,9 @@ def test_every_size_has_the_published_number_of_parameters(name: str) -> None:
 def test_the_weights_are_named_as_in_the_published_checkpoints() -> None:
     names = set(net().state_dict())
     attention = {"query.weight", "query.bias", "key.weight", "value.weight", "value.bias", "out.weight", "out.bias"}
-    assert {name.removeprefix("decoder.blocks.1.cross_attn.") for name in names if ".1.cross_attn." in name} == attention
+    assert {
+        name.removeprefix("decoder.blocks.1.cross_attn.") for name in names if ".1.cross_attn." in name
+    } == attention
     assert {name for name in names if "blocks" not in name} == {
         *(f"encoder.{name}" for name in ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")),
         *(f"encoder.{name}" for name in ("positional_embedding", "ln_post.weight", "ln_post.bias")),

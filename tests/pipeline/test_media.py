@@ -455,3 +455,11 @@ def test_layouts_are_counted(layout: str, channels: int | None) -> None:
     log = Log()
     log.feed(f"[info]   Stream #0:0: Audio: flac, 8000 Hz, {layout}, s16")
     assert log.channels == channels
+
+
+def test_the_command_allows_local_files_only() -> None:
+    arguments = media.command(Path("/x/concat:a|b"), 60.0)
+    allowed = dict(zip(arguments, arguments[1:], strict=False))
+    assert allowed["-protocol_whitelist"] == "file"
+    assert allowed["-i"] == "file:/x/concat:a|b"
+    assert not {"concat", "hls", "dash", "image2"} & set(allowed["-format_whitelist"].split(","))
