@@ -30,7 +30,7 @@ class ReadOptions:
 
     part_seconds: float | None = None  # longest part; None lets the planner choose between 60 and 300 seconds
     max_hours: float = 24.0  # of one file; the rest is not read, and the row says truncated
-    timeout_seconds: float = 3600.0  # wall clock for one file
+    timeout_seconds: float = 3600.0  # of waiting for ffmpeg on one file; a slow model does not count
     retries: int = 2  # further runs that try a part again after it failed
 
     def __post_init__(self) -> None:

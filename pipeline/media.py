@@ -8,18 +8,16 @@ It refuses to know where the file came from, how its samples are cut, and what b
 from __future__ import annotations
 
 import os
-import re
 import select
 import shutil
 import signal
-import struct
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from model.dimensions import SAMPLE_RATE
 from model.errors import UsageError
 from pipeline.config import ReadOptions
+from pipeline.evidence import Log, verdict
 
 PcmChunk = NDArray[np.int16]
 
@@ -44,17 +43,9 @@ MEMORY_BYTES = 1 << 30  # address space of ffmpeg; 400 MB is the least that it s
 # into 640 MB of samples. Whatever is thinner than this, beyond a first minute, is not audio.
 MIN_BYTES_PER_SECOND = 8
 UNCHECKED_SECONDS = 60.0
-# A header's promise counts as broken when this much is missing. Encoders pad, so it is never exact.
-SHORT_SECONDS = 0.5
-SHORT_FRACTION = 0.01
 
 BYTES_PER_SAMPLE = 2
 PIPE_BYTES = 1 << 16
-LINE_BYTES = 4096
-MAX_CHUNKS = 1000  # of a WAV, before its samples
-STREAMED_BYTES = 0x7FFF0000  # from here on, a WAV's size is what a writer to a pipe puts for "unknown"
-MAX_MESSAGES = 50
-MESSAGE_CHARACTERS = 200
 GRACE_SECONDS = 5.0  # to end after the last sample, and to be gone once killed
 
 # A shell sets the limits, then becomes ffmpeg: a `preexec_fn` would run Python between fork and exec, which can
@@ -204,31 +195,10 @@ class Decoding:
         return "rejected", f"{self._size} bytes claim to hold more than {self._believed:.0f} seconds of audio."
 
     def _judge(self, returncode: int) -> tuple[str, str | None]:
-        log = self._log
         if returncode < 0:
             name = signal.Signals(-returncode).name
             return "failed", f"ffmpeg was ended by {name}: it crashed, or met its limit on memory or time."
-        if self._samples == 0:
-            return log.why_nothing(returncode)
-        promised_seconds, promised_end = wav_promise(self._path)
-        if log.expected_seconds is None:  # ffmpeg looked at what is there, not at what was promised
-            log.expected_seconds = promised_seconds
-        ends_early = promised_end > self._size or lacks_last_ogg_page(self._path)
-        return _judge_audio(log, self._samples / SAMPLE_RATE, ends_early, returncode)
-
-
-def _judge_audio(log: Log, decoded: float, ends_early: bool, returncode: int) -> tuple[str, str | None]:
-    """The verdict on a file that gave samples; only a file without a single doubt is "ok"."""
-    expected = log.expected_seconds
-    missing = (expected or 0.0) - decoded
-    is_short = missing > max(SHORT_SECONDS, SHORT_FRACTION * decoded)
-    if is_short and (log.only_audio or log.errors):
-        return "truncated", f"The header promises {expected:.2f} seconds, but {decoded:.2f} could be decoded."
-    if ends_early:
-        return "truncated", "The file ends before its container says that it does."
-    if log.errors or returncode:
-        return "damaged", f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}."
-    return "ok", None
+        return verdict(self._log, self._path, self._samples / SAMPLE_RATE, returncode)
 
 
 def _start(arguments: list[str], timeout: float, folder: Path) -> subprocess.Popen[bytes]:
@@ -258,141 +228,3 @@ def _end(process: subprocess.Popen[bytes], reader: threading.Thread) -> None:
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
-
-
-# `[aist#0:0/flac @ 0x55] [dec:flac @ 0x56] [error] message`: any number of sources, the level, the message.
-_LINE = re.compile(r"(?:\[[^\]]* @ 0x[0-9a-f]+\] )*\[(\w+)\] (.*)")
-_INPUT = re.compile(r"Input #0, ([\w,]+), from ")
-_DURATION = re.compile(r"  Duration: (\d+):(\d\d):(\d\d\.\d+)")
-_AUDIO = re.compile(r"  Stream #0:\d+.*?: Audio: (\w+).*?, (\d+) Hz, ([^,]+)")
-_OTHER_STREAM = re.compile(r"  Stream #0:\d+.*?: (?:Audio|Video): (?!.*\(attached pic\))")
-_CORRUPTION = re.compile(r"corrupt|truncated|size mismatch|do not match")
-_PATH = re.compile(r"'?file:\S+")
-_GUESSED_DURATION = "Estimating duration from bitrate"
-_LAYOUTS = {"mono": 1, "stereo": 2, "downmix": 2, "quad": 4}
-
-# What ffmpeg says when it does not begin, in the order of who is right when it says several things.
-_REFUSALS = (
-    ("Format not on whitelist", "rejected", "It is not in a format that is read, or only names other files."),
-    ("not on whitelist", "rejected", "It points to another file or address, which is never followed."),
-    ("Cannot allocate memory", "rejected", "Reading it takes more memory than one file may use."),
-    ("moov atom not found", "no_audio", "Its index (moov atom) is missing: it was cut, or never finished."),
-    ("matches no streams", "no_audio", "It has no audio stream."),
-    ("Invalid data found", "no_audio", "ffmpeg does not recognise it as audio or video."),
-)
-
-
-@dataclass
-class Log:
-    """What ffmpeg wrote to its standard error: the header it found, and its complaints, in bounded memory."""
-
-    container: str | None = None
-    codec: str | None = None
-    channels: int | None = None
-    sample_rate: int | None = None
-    expected_seconds: float | None = None
-    errors: int = 0
-    messages: list[str] = field(default_factory=lambda: ["none"])
-    header_read: threading.Event = field(default_factory=threading.Event)
-    _streams: int = 0
-    _guessed: bool = False
-
-    @property
-    def only_audio(self) -> bool:
-        """Whether the duration of the container can only be that of the audio; a video may outlast its sound."""
-        return self._streams <= 1
-
-    def drain(self, pipe: IO[bytes]) -> None:
-        """Read a pipe to its end, so that ffmpeg never waits for us."""
-        for line in iter(lambda: pipe.readline(LINE_BYTES), b""):
-            self.feed(line.decode("utf-8", "replace").rstrip("\n"))
-        self.header_read.set()
-
-    def feed(self, line: str) -> None:
-        """Take in one line."""
-        found = _LINE.match(line)
-        if not found:
-            return
-        level, message = found.groups()
-        if level in ("error", "fatal", "panic") or (level == "warning" and self._tells_of_damage(message)):
-            self._complaint(message)
-        elif level == "warning" and _GUESSED_DURATION in message:
-            self._guessed = True
-        elif level == "info" and not self.header_read.is_set():
-            self._header(message)
-
-    def _tells_of_damage(self, message: str) -> bool:
-        # Of PCM, ffmpeg says so when the last packet is only shorter than the others, as in a WAV from a pipe.
-        return bool(_CORRUPTION.search(message)) and not (self.codec or "").startswith("pcm_")
-
-    def _complaint(self, message: str) -> None:
-        self.errors += 1
-        message = _PATH.sub("the file", message)[:MESSAGE_CHARACTERS].rstrip(". ")
-        self.messages = [*self.messages[: MAX_MESSAGES - 1], message]
-
-    def _header(self, message: str) -> None:
-        if message.startswith(("Stream mapping:", "Output #0")):
-            self.header_read.set()
-        elif found := _INPUT.match(message):
-            self.container = found[1]
-        elif (found := _DURATION.match(message)) and not self._guessed:
-            self.expected_seconds = 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
-        self._streams += bool(_OTHER_STREAM.match(message))
-        if self.codec is None and (found := _AUDIO.match(message)):
-            self.codec, self.sample_rate, self.channels = found[1], int(found[2]), _channels(found[3])
-
-    def why_nothing(self, returncode: int) -> tuple[str, str]:
-        """The verdict on a file without a single sample."""
-        for said, status, sentence in _REFUSALS:
-            if any(said in message for message in self.messages):
-                return status, sentence
-        if returncode == 0:
-            return "no_audio", "Its audio stream holds no samples."
-        if self.codec is not None:
-            return "no_audio", f"Nothing of its audio can be decoded; ffmpeg: {self.messages[-1]}."
-        return "failed", f"ffmpeg ended with {returncode}: {self.messages[-1]}."
-
-
-def _channels(layout: str) -> int | None:
-    """Channels of a layout as ffmpeg writes it: `stereo`, `5.1(side)`, `3 channels (FL+FR+LFE)`."""
-    name = layout.split("(")[0].strip()
-    if name in _LAYOUTS:
-        return _LAYOUTS[name]
-    if found := re.match(r"(\d+) channels|([\d.]+)$", name):
-        return int(found[1]) if found[1] else sum(int(digit) for digit in name.split("."))
-    return None
-
-
-def wav_promise(path: Path) -> tuple[float | None, int]:
-    """Seconds, and the byte at which its samples end, as a RIFF WAV's header has it.
-
-    (None, 0) for other files, and for a WAV that was streamed, and so never knew its size.
-    """
-    nothing = (None, 0)
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
-            return nothing
-        bytes_per_second = 0
-        for _ in range(MAX_CHUNKS):
-            if len(head := file.read(8)) < 8:
-                return nothing
-            name, size = head[:4], struct.unpack("<I", head[4:])[0]
-            if name == b"data":
-                known = bytes_per_second and 0 < size < STREAMED_BYTES
-                return (size / bytes_per_second, file.tell() + size) if known else nothing
-            start = file.tell()
-            if name == b"fmt " and len(fields := file.read(12)) == 12:
-                bytes_per_second = struct.unpack("<I", fields[8:])[0]
-            file.seek(start + size + size % 2)
-    return nothing
-
-
-def lacks_last_ogg_page(path: Path) -> bool:
-    """Whether this is Ogg, and its last page does not say that it is the last (RFC 3533, section 6)."""
-    with path.open("rb") as file:
-        if file.read(4) != b"OggS":
-            return False
-        file.seek(max(0, path.stat().st_size - PIPE_BYTES))  # a page is smaller than 64 KiB
-        tail = file.read()
-    flags = tail[tail.rfind(b"OggS") + 5 :][:1]
-    return not (flags and flags[0] & 4)

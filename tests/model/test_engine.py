@@ -20,7 +20,7 @@ from model.whisper import Whisper, from_state
 from tests.model.scripted import Line, ScriptedNet, assert_same, babble, saying, scripted_part, transcribe
 
 GREEDY = DecodeOptions(temperatures=(0.0,))
-UNSURE = DecodeOptions(avg_logprob_threshold=-0.7)  # so that more of what `babble` says is tried again
+UNSURE = DecodeOptions(avg_logprob_threshold=-0.5)  # so that more of what `babble` says is tried again
 
 
 def engine(net: ScriptedNet, options: DecodeOptions = GREEDY, slots: int = 4, encode_batch: int = 4) -> Engine:

@@ -17,9 +17,10 @@ import pytest
 
 from model.dimensions import SAMPLE_RATE
 from model.errors import UsageError
-from pipeline import media
+from pipeline import evidence, media
 from pipeline.config import ReadOptions
-from pipeline.media import Decoding, Log, MediaReport, find_ffmpeg, private_file, wav_promise
+from pipeline.evidence import Log, wav_promise
+from pipeline.media import Decoding, MediaReport, find_ffmpeg, private_file
 
 SECONDS = 5.0
 ENCODED = ("mp3", "m4a", "flac", "ogg", "opus", "webm")
@@ -332,8 +333,8 @@ def test_ffmpeg_ends_when_its_reader_is_killed(tmp_path: Path, monkeypatch: pyte
     script.write_text(f'#!/bin/sh\necho "$$" >&2\nexec "{find_ffmpeg()}" "$@"\n')
     script.chmod(0o755)
     code = (
-        "import pipeline.media, pathlib, sys, time\n"
-        "pipeline.media.Log.drain = lambda log, pipe: print(int(pipe.readline()), flush=True)\n"
+        "import pipeline.evidence, pipeline.media, pathlib, sys, time\n"
+        "pipeline.evidence.Log.drain = lambda log, pipe: print(int(pipe.readline()), flush=True)\n"
         f"chunks = iter(pipeline.media.Decoding(pathlib.Path({str(path)!r})))\n"
         "next(chunks); time.sleep(600)\n"
     )
@@ -434,8 +435,8 @@ def test_a_flood_of_complaints_takes_bounded_memory() -> None:
     for number in range(10_000):
         log.feed(f"[x @ 0x1] [error] {number} {'y' * 1000}")
     assert log.errors == 10_000
-    assert len(log.messages) <= media.MAX_MESSAGES
-    assert max(map(len, log.messages)) <= media.MESSAGE_CHARACTERS
+    assert len(log.messages) <= evidence.MAX_MESSAGES
+    assert max(map(len, log.messages)) <= evidence.MESSAGE_CHARACTERS
     assert log.messages[-1].startswith("9999 ")
 
 

@@ -1,0 +1,190 @@
+"""What can be told about a media file that was read: what ffmpeg said of it, and what its own header promised.
+
+ffmpeg ends well on nearly every damaged file, so its word alone is not taken: a header's duration, a WAV's size and the
+last page of an Ogg are compared with what came. It refuses to know how ffmpeg is run, and who asks.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+# A header's promise counts as broken when this much is missing. Encoders pad, so it is never exact.
+SHORT_SECONDS = 0.5
+SHORT_FRACTION = 0.01
+
+LINE_BYTES = 4096
+MAX_CHUNKS = 1000  # of a WAV, before its samples
+STREAMED_BYTES = 0x7FFF0000  # from here on, a WAV's size is what a writer to a pipe puts for "unknown"
+MAX_MESSAGES = 50
+MESSAGE_CHARACTERS = 200
+OGG_PAGE_BYTES = 1 << 16  # the largest
+
+# `[aist#0:0/flac @ 0x55] [dec:flac @ 0x56] [error] message`: any number of sources, the level, the message.
+_LINE = re.compile(r"(?:\[[^\]]* @ 0x[0-9a-f]+\] )*\[(\w+)\] (.*)")
+_INPUT = re.compile(r"Input #0, ([\w,]+), from ")
+_DURATION = re.compile(r"  Duration: (\d+):(\d\d):(\d\d\.\d+)")
+_AUDIO = re.compile(r"  Stream #0:\d+.*?: Audio: (\w+).*?, (\d+) Hz, ([^,]+)")
+_OTHER_STREAM = re.compile(r"  Stream #0:\d+.*?: (?:Audio|Video): (?!.*\(attached pic\))")
+_CORRUPTION = re.compile(r"corrupt|truncated|size mismatch|do not match")
+_PATH = re.compile(r"'?file:\S+")
+_GUESSED_DURATION = "Estimating duration from bitrate"
+_LAYOUTS = {"mono": 1, "stereo": 2, "downmix": 2, "quad": 4}
+
+# What ffmpeg says when it does not begin, in the order of who is right when it says several things.
+_REFUSALS = (
+    ("Format not on whitelist", "rejected", "It is not in a format that is read, or only names other files."),
+    ("not on whitelist", "rejected", "It points to another file or address, which is never followed."),
+    ("Cannot allocate memory", "rejected", "Reading it takes more memory than one file may use."),
+    ("moov atom not found", "no_audio", "Its index (moov atom) is missing: it was cut, or never finished."),
+    ("matches no streams", "no_audio", "It has no audio stream."),
+    ("Invalid data found", "no_audio", "ffmpeg does not recognise it as audio or video."),
+)
+
+
+def verdict(log: Log, path: Path, decoded: float, returncode: int) -> tuple[str, str | None]:
+    """Status and reason for the file at `path`, of which `decoded` seconds came before ffmpeg ended by itself.
+
+    Fills in the expected seconds where only the header knows them.
+    """
+    if decoded == 0:
+        return log.why_nothing(returncode)
+    promised_seconds, promised_end = wav_promise(path)
+    if log.expected_seconds is None:  # ffmpeg looked at what is there, not at what was promised
+        log.expected_seconds = promised_seconds
+    ends_early = promised_end > path.stat().st_size or lacks_last_ogg_page(path)
+    return _judge_audio(log, decoded, ends_early, returncode)
+
+
+def _judge_audio(log: Log, decoded: float, ends_early: bool, returncode: int) -> tuple[str, str | None]:
+    """The verdict on a file that gave samples; only a file without a single doubt is "ok"."""
+    expected = log.expected_seconds
+    missing = (expected or 0.0) - decoded
+    is_short = missing > max(SHORT_SECONDS, SHORT_FRACTION * decoded)
+    if is_short and (log.only_audio or log.errors):
+        return "truncated", f"The header promises {expected:.2f} seconds, but {decoded:.2f} could be decoded."
+    if ends_early:
+        return "truncated", "The file ends before its container says that it does."
+    if log.errors or returncode:
+        return "damaged", f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}."
+    return "ok", None
+
+
+@dataclass
+class Log:
+    """What ffmpeg wrote to its standard error: the header it found, and its complaints, in bounded memory."""
+
+    container: str | None = None
+    codec: str | None = None
+    channels: int | None = None
+    sample_rate: int | None = None
+    expected_seconds: float | None = None
+    errors: int = 0
+    messages: list[str] = field(default_factory=lambda: ["none"])
+    header_read: threading.Event = field(default_factory=threading.Event)
+    _streams: int = 0
+    _guessed: bool = False
+
+    @property
+    def only_audio(self) -> bool:
+        """Whether the duration of the container can only be that of the audio; a video may outlast its sound."""
+        return self._streams <= 1
+
+    def drain(self, pipe: IO[bytes]) -> None:
+        """Read a pipe to its end, so that ffmpeg never waits for us."""
+        for line in iter(lambda: pipe.readline(LINE_BYTES), b""):
+            self.feed(line.decode("utf-8", "replace").rstrip("\n"))
+        self.header_read.set()
+
+    def feed(self, line: str) -> None:
+        """Take in one line."""
+        found = _LINE.match(line)
+        if not found:
+            return
+        level, message = found.groups()
+        if level in ("error", "fatal", "panic") or (level == "warning" and self._tells_of_damage(message)):
+            self._complaint(message)
+        elif level == "warning" and _GUESSED_DURATION in message:
+            self._guessed = True
+        elif level == "info" and not self.header_read.is_set():
+            self._header(message)
+
+    def _tells_of_damage(self, message: str) -> bool:
+        # Of PCM, ffmpeg says so when the last packet is only shorter than the others, as in a WAV from a pipe.
+        return bool(_CORRUPTION.search(message)) and not (self.codec or "").startswith("pcm_")
+
+    def _complaint(self, message: str) -> None:
+        self.errors += 1
+        message = _PATH.sub("the file", message)[:MESSAGE_CHARACTERS].rstrip(". ")
+        self.messages = [*self.messages[: MAX_MESSAGES - 1], message]
+
+    def _header(self, message: str) -> None:
+        if message.startswith(("Stream mapping:", "Output #0")):
+            self.header_read.set()
+        elif found := _INPUT.match(message):
+            self.container = found[1]
+        elif (found := _DURATION.match(message)) and not self._guessed:
+            self.expected_seconds = 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
+        self._streams += bool(_OTHER_STREAM.match(message))
+        if self.codec is None and (found := _AUDIO.match(message)):
+            self.codec, self.sample_rate, self.channels = found[1], int(found[2]), _channels(found[3])
+
+    def why_nothing(self, returncode: int) -> tuple[str, str]:
+        """The verdict on a file without a single sample."""
+        for said, status, sentence in _REFUSALS:
+            if any(said in message for message in self.messages):
+                return status, sentence
+        if returncode == 0:
+            return "no_audio", "Its audio stream holds no samples."
+        if self.codec is not None:
+            return "no_audio", f"Nothing of its audio can be decoded; ffmpeg: {self.messages[-1]}."
+        return "failed", f"ffmpeg ended with {returncode}: {self.messages[-1]}."
+
+
+def _channels(layout: str) -> int | None:
+    """Channels of a layout as ffmpeg writes it: `stereo`, `5.1(side)`, `3 channels (FL+FR+LFE)`."""
+    name = layout.split("(")[0].strip()
+    if name in _LAYOUTS:
+        return _LAYOUTS[name]
+    if found := re.match(r"(\d+) channels|([\d.]+)$", name):
+        return int(found[1]) if found[1] else sum(int(digit) for digit in name.split("."))
+    return None
+
+
+def wav_promise(path: Path) -> tuple[float | None, int]:
+    """Seconds, and the byte at which its samples end, as a RIFF WAV's header has it.
+
+    (None, 0) for other files, and for a WAV that was streamed, and so never knew its size.
+    """
+    nothing = (None, 0)
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
+            return nothing
+        bytes_per_second = 0
+        for _ in range(MAX_CHUNKS):
+            if len(head := file.read(8)) < 8:
+                return nothing
+            name, size = head[:4], struct.unpack("<I", head[4:])[0]
+            if name == b"data":
+                known = bytes_per_second and 0 < size < STREAMED_BYTES
+                return (size / bytes_per_second, file.tell() + size) if known else nothing
+            start = file.tell()
+            if name == b"fmt " and len(fields := file.read(12)) == 12:
+                bytes_per_second = struct.unpack("<I", fields[8:])[0]
+            file.seek(start + size + size % 2)
+    return nothing
+
+
+def lacks_last_ogg_page(path: Path) -> bool:
+    """Whether this is Ogg, and its last page does not say that it is the last (RFC 3533, section 6)."""
+    with path.open("rb") as file:
+        if file.read(4) != b"OggS":
+            return False
+        file.seek(max(0, path.stat().st_size - OGG_PAGE_BYTES))
+        tail = file.read()
+    flags = tail[tail.rfind(b"OggS") + 5 :][:1]
+    return not (flags and flags[0] & 4)
