@@ -103,11 +103,13 @@ class Engine:
     """`submit` parts from any thread; call `turn` from one until it returns False, or `drain`.
 
     slots: windows decoded together. encode_batch: windows encoded together. Neither changes a token.
+    Raises: `UsageError` when the model lacks the language or the task that `options` ask for.
     """
 
     def __init__(
         self, net: Net, tokenizer: Tokenizer, options: DecodeOptions, slots: int = 16, encode_batch: int = 4
     ) -> None:
+        tokenizer.sot_sequence(options.language or "en", options.task)  # a vocabulary that lacks them says so now
         self.slots = slots
         self.counters = Counters()
         self._net, self._tokenizer, self._options = net, tokenizer, options

@@ -13,7 +13,6 @@ from model.transcript import Attempt
 
 REPETITIVE = "repetitive"  # compression ratio above its threshold: the text repeats itself
 IMPROBABLE = "improbable"  # average log-probability below its threshold
-TAKEN_FOR_SILENCE = "taken_for_silence"  # improbable, but so probably no speech that hotter will not help
 CONFIDENT_DESPITE_NO_SPEECH = "confident_despite_no_speech"  # no-speech token likely, yet the text is probable
 TEMPERATURES_EXHAUSTED = "temperatures_exhausted"  # the hottest attempt failed too, and was kept
 
@@ -42,11 +41,10 @@ def is_silence(attempt: Attempt, options: DecodeOptions) -> bool:
 
 
 def doubts(attempt: Attempt, options: DecodeOptions) -> tuple[str, ...]:
-    """Names of the rules that fired on an accepted attempt without rejecting it."""
+    """Names of the rules that fired on an accepted attempt, not taken for silence, without rejecting it."""
     fired = []
     if _is_probably_silent(attempt, options):
-        confident = _is_confident(attempt, options)
-        fired.append(CONFIDENT_DESPITE_NO_SPEECH if confident else TAKEN_FOR_SILENCE)
+        fired.append(CONFIDENT_DESPITE_NO_SPEECH)
     if failures(attempt, options):
         fired.append(TEMPERATURES_EXHAUSTED)
     return tuple(fired)

@@ -79,7 +79,7 @@ def _centre_pad(audio: Float32, frames: int) -> Float32:
     needed = (frames - 1) * HOP_LENGTH + N_FFT
     padded = np.zeros(max(needed, len(audio) + half), np.float32)
     padded[half : half + len(audio)] = audio
-    padded[:half] = padded[half + 1 : N_FFT + 1][::-1] if len(padded) > N_FFT else 0.0
+    padded[:half] = padded[half + 1 : N_FFT + 1][::-1]
     return padded
 
 

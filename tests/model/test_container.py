@@ -15,6 +15,7 @@ from torch import Tensor
 from model import checkpoint, container
 from model.dimensions import Dimensions
 from model.errors import ModelError
+from model.shapes import tensor_shapes
 
 DIMS = Dimensions(4, 6, 8, 2, 2, 32, 5, 8, 2, 3)
 TYPE_IDS = {torch.float32: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.float16: 4, torch.bfloat16: 5}
@@ -43,7 +44,7 @@ def written(variables: Variables, aliases: tuple[tuple[str, str], ...] = (TIED,)
 
 def random_state() -> dict[str, Tensor]:
     torch.manual_seed(7)
-    return {name: torch.randn(shape).half() for name, shape in checkpoint.tensor_shapes(DIMS).items()}
+    return {name: torch.randn(shape).half() for name, shape in tensor_shapes(DIMS).items()}
 
 
 def norm(name: str, state: dict[str, Tensor], ours: str) -> Variables:

@@ -51,9 +51,12 @@ def test_slots_stay_full_while_anything_waits() -> None:
     pool = engine(saying(said), replace(GREEDY, compression_ratio_threshold=None), slots=3, encode_batch=2)
     for number in range(8):
         pool.submit(scripted_part(number, 30))
-    while pool.turn():
-        if pool._waiting or pool._encoded:
-            assert len(pool._active) == 3 and None not in pool._active
+    pool.turn()
+    while pool._waiting or pool._encoded:
+        before = pool.counters.slot_turns
+        pool.turn()
+        assert pool.counters.slot_turns == before + 3
+    pool.drain()
     assert pool.counters.occupancy(3) > 0.75
 
 

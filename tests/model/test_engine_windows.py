@@ -213,6 +213,19 @@ def test_hot_text_does_not_prompt_the_next_window() -> None:
     assert PROMPT_RESET in transcript.segments[0].rules_fired
 
 
+def test_each_window_and_each_attempt_draws_from_a_stream_of_its_own() -> None:
+    """At the fork of `BAD`, one of five hundred words is drawn; what is heard is the same each time."""
+
+    def drawn(*temperatures: float) -> list[int]:
+        options = DecodeOptions(temperatures=temperatures, previous_text=False)
+        (transcript,) = transcribe(saying({}, BAD), [scripted_part(1, 60)], options)
+        assert {segment.attempts for segment in transcript.segments} == {len(temperatures)}
+        return [segment.tokens[1] for segment in transcript.segments]
+
+    assert len({*drawn(1.0), *drawn(0.0, 1.0)}) == 4
+    assert drawn(1.0) == drawn(1.0)
+
+
 def test_each_window_starts_at_the_first_temperature_again() -> None:
     (transcript,) = transcribe(saying({(1, 0): BAD}, WORD), [scripted_part(1, 60)])
     assert [(segment.temperature, segment.attempts) for segment in transcript.segments] == [(0.2, 2), (0.0, 1)]

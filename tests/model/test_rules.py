@@ -259,6 +259,15 @@ def test_blank_is_a_lone_space_or_the_end_unless_switched_off() -> None:
     assert len(Rules(TOKENIZER, DecodeOptions(suppress_blank=False), DIMS, CPU).blank) == 0
 
 
+def test_blank_starts_are_forbidden_even_where_timestamps_would_allow_them() -> None:
+    """Blanks are text, which the first timestamp forbids anyhow; a timestamp as blank shows that both rules apply."""
+    rules = Rules(TOKENIZER, DecodeOptions(), DIMS, CPU)
+    rules.blank = torch.tensor([FIRST + 3])
+    logits = torch.zeros(1, DIMS.n_vocab)
+    rules.apply(logits, RuleState.allocate(1, CPU))
+    assert allowed(logits) == [set(range(FIRST, FIRST + 51)) - {FIRST + 3}]
+
+
 def spelled_out(logits: list[float], sampled: list[int]) -> set[int]:
     """What may follow `sampled`, token by token: the same rules said once more, the slow way."""
     times = [token for token in sampled if token >= FIRST]

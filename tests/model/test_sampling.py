@@ -158,6 +158,8 @@ def test_a_moved_slot_goes_on_where_it_was() -> None:
     begin(moved, 0, 0.0)
     begin(moved, 2, 1.0, seek=7)
     assert say(moved, 2, 3, count=3, words=words) == say(still, 0, 3, count=1, words=words)
+    moved.start(0, 0.0, stream())  # what stands in the gap has just begun, and would end at once
+    moved.update(torch.tensor([0]), logits({TOKENIZER.eot: 1.0})[None])
     moved.move(2, 0)
     assert say(moved, 0, 12, count=1, words=words) == say(still, 0, 12, count=1, words=words)
 
