@@ -1,11 +1,14 @@
 """The command line: names of commands and options, and the one place where errors become exit codes.
 
-It turns arguments into a Config and a call, and holds no logic of its own.
+It turns arguments into a Config and a call, and holds no logic of its own. What a command needs is imported when it is
+called: torch and Ray take seconds, and a table of transcripts needs neither.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,50 +16,94 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from jobs import console
-from jobs.transcribe import Request, execute
 from model.errors import EarwitnessError, UsageError
-from pipeline.config import Config, from_toml
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+# "\b" keeps the lines of a paragraph apart.
 EXIT_CODES = """
-Exit codes: 0 done (files that could not be read are rows, not errors) · 1 a bug, with its traceback ·
-2 wrong use · 3 no such archive, or no audio in it · 4 the destination cannot be used · 5 no such model ·
-130 interrupted, resumable.
+\b
+Exit codes:
+  0    done; a file that cannot be read is a row of the tables, not an error
+  1    a bug, with its traceback
+  2    wrong use: a command, an option, a query or a configuration
+  3    no such archive, or no audio in it
+  4    the destination cannot be used
+  5    no such model
+  130  interrupted; the same command goes on where it stopped
 """
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Whisper over whole audio archives: hand it a bucket, get tables that answer SQL.",
     epilog=EXIT_CODES,
 )
-models = typer.Typer(no_args_is_help=True, help="See which models are here, and get others.")
+models = typer.Typer(help="See which models are here, and get others.")
 app.add_typer(models, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text for people.")]
-Destination = Annotated[str, typer.Argument(metavar="DEST", help="Folder or url that holds the tables.")]
+# Arguments are told in the text of their command; typer would list them with the types of Python.
+Destination = Annotated[str, typer.Argument(metavar="DEST", hidden=True)]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"earwitness {version('earwitness')}")
+        raise typer.Exit
+
+
+@models.callback(invoke_without_command=True)
+def help_when_alone(context: typer.Context) -> None:
+    """A command without its subcommand is a question."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.callback(invoke_without_command=True)
+def earwitness(
+    context: typer.Context,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """The options that stand before any command."""
+    help_when_alone(context)
 
 
 @app.command()
 def transcribe(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs or urls.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
     to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
-    model: Annotated[str | None, typer.Option(help="Name or path of the weights; base if left out.")] = None,
-    language: Annotated[str | None, typer.Option(help="Spoken language; found for each part if left out.")] = None,
-    task: Annotated[str | None, typer.Option(help="transcribe, or translate into English.")] = None,
-    initial_prompt: Annotated[str | None, typer.Option(help="Text that each part starts from: names, terms.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Name or path of the weights; else base.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
+    initial_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What each part starts from: names, terms.")
+    ] = None,
     previous_text: Annotated[
         bool | None,
         typer.Option("--previous-text/--no-previous-text", help="Prompt each window with the text before it."),
     ] = None,
-    part_seconds: Annotated[float | None, typer.Option(help="Longest part, 5 to 900, or inf for whole files.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of options; those given here win.")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; this machine if left out.")] = None,
+    part_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest part, 5 to 900; inf keeps files whole.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster; else this machine.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Transcribe every audio and video file of an archive that the tables do not have yet."""
+    """Transcribe what the tables do not have yet.
+
+    SOURCE is any number of files, folders, globs or urls; of a folder, every audio and video file is taken.
+    """
+    from pipeline.config import Config, from_toml
+
     settings = from_toml(config) if config else Config()
     decode = _given(language=language, task=task, initial_prompt=initial_prompt, previous_text=previous_text)
     if language == "auto":
@@ -67,13 +114,22 @@ def transcribe(
         read=replace(settings.read, **_given(part_seconds=part_seconds)),
         **_given(model=model),
     )
-    watcher = console.Json() if as_json else console.Progressing(dry_run)
+    from jobs import cluster
+
+    cluster.prepare_environment()
+    from jobs import progress
+    from jobs.transcribe import Request, execute
+
+    watcher = progress.Json() if as_json else progress.Progressing(dry_run)
     execute(Request(tuple(sources), to, settings, address, dry_run), watcher)
 
 
 @app.command()
 def status(dest: Destination, as_json: Json = False) -> None:
-    """How far an archive is: files and hours done, pending and failed."""
+    """How far an archive is: done, pending and failed.
+
+    DEST is the folder or url that holds the tables.
+    """
     from jobs.status import show_status
 
     show_status(dest, as_json)
@@ -82,10 +138,19 @@ def status(dest: Destination, as_json: Json = False) -> None:
 @app.command()
 def sql(
     dest: Destination,
-    query: Annotated[str | None, typer.Argument(metavar="SELECT", help="One query; a shell if left out.")] = None,
-    output: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
+    query: Annotated[str | None, typer.Argument(metavar="SELECT", hidden=True)] = None,
+    output: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", show_default=False, help="csv, json or parquet; else a table."),
+    ] = "table",
 ) -> None:
-    """Ask the transcripts in SQL (DuckDB): views segments, parts, files, failures, review_queue, coverage, media."""
+    """Ask the transcripts in SQL.
+
+    DEST is the folder or url that holds the tables, SELECT one query of DuckDB's; without it, a shell asks for many.
+
+    Views: segments, parts, files, media, failures, review_queue, coverage; all_segments and all_parts show older
+    generations too.
+    """
     from jobs.sql import ask, shell
 
     if query is None:
@@ -103,8 +168,11 @@ def list_models(as_json: Json = False) -> None:
 
 
 @models.command("pull")
-def pull_model(name: Annotated[str, typer.Argument(help="An official name, as large-v3-turbo.")]) -> None:
-    """Fetch official weights, checked against their published sha256."""
+def pull_model(name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)]) -> None:
+    """Fetch weights, checked against their published sha256.
+
+    NAME is one of `earwitness models list`, as large-v3-turbo.
+    """
     from jobs.models import pull_model as pull
 
     pull(name)
@@ -112,9 +180,17 @@ def pull_model(name: Annotated[str, typer.Argument(help="An official name, as la
 
 @app.command()
 def demo(
-    to: Annotated[Path, typer.Option("--to", help="Folder for the demo archive and its tables.")] = Path("demo"),
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the archive and its tables go.")] = Path(
+        "demo"
+    ),
 ) -> None:
-    """Transcribe a small real archive in nine languages, two broken files included, and show what was heard."""
+    """Transcribe a small real archive, and show what was heard.
+
+    27 clips in nine languages, one long file, one cut short, and one that is no audio at all.
+    """
+    from jobs.cluster import prepare_environment
+
+    prepare_environment()
     from jobs.demo import demo as run_demo
 
     run_demo(to)
@@ -123,13 +199,24 @@ def demo(
 def main() -> None:
     """Run one command; every error a user can cause ends in one sentence and a documented exit code."""
     try:
-        app(standalone_mode=False, prog_name="earwitness")
+        _run(sys.argv[1:])
+        sys.stdout.flush()
     except EarwitnessError as error:
         _leave(str(error), error.exit_code)
     except TyperException as error:
-        _leave(f"{error.format_message().rstrip('.')}: see `earwitness --help`.", UsageError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _leave("Interrupted: run the same command again to go on where it stopped.", 130)
+        _leave(_usage(error), UsageError.exit_code)
+    except KeyboardInterrupt:
+        _leave("Interrupted: what was stored stays, and the same command goes on from there.", INTERRUPTED)
+    except BrokenPipeError:  # the reader has had enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it shuts down
+        sys.exit(PIPE_CLOSED)
+
+
+def _run(arguments: list[str]) -> None:
+    """Typer's own way to run a command turns an interruption and a closed pipe into exit codes of its own."""
+    command = typer.main.get_command(app)
+    with suppress(typer.Exit), command.make_context("earwitness", arguments) as context:  # exit: the help was printed
+        command.invoke(context)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -137,6 +224,27 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+# What typer and pydantic say, as one sentence of ours.
+_PHRASES = {
+    "No such option: ": "No such option ",
+    " (Possible options: ": " (perhaps ",
+    ". Did you mean ": ", did you mean ",
+    ", unable to parse string as a number": "",
+}
+
+
+def _usage(error: TyperException) -> str:
+    """One sentence for a command line that cannot be read."""
+    said = error.format_message()
+    for theirs, ours in _PHRASES.items():
+        said = said.replace(theirs, ours)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "earwitness"
+    return f"{said.rstrip('.?')}: see `{command} --help`."
+
+
 def _leave(sentence: str, code: int) -> None:
+    from jobs import console
+
     console.error(sentence)
     sys.exit(code)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
 
 from model.errors import UsageError
 
 OBJECT_STORE_BYTES = 2 << 30  # on one machine: a few dozen parts on their way
 MIN_LOCAL_CPUS = 2.0  # booked, not real: a machine of one core runs the same graph, slower
+
+ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
+MAX_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Machines:
 
 def this_machine() -> Machines:
     """This machine alone, without asking Ray."""
+    import torch  # slow to import, and not needed to answer for a cluster
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = float(torch.cuda.device_count())
     return Machines({"CPU": max(MIN_LOCAL_CPUS, float(cores)), "GPU": gpus}, 1, cores)
@@ -39,33 +43,67 @@ def is_connected() -> bool:
     return ray is not None and ray.is_initialized()
 
 
+def prepare_environment() -> None:
+    """What Ray reads from the environment; some of it already when it is imported, so this comes before."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # a driver under `uv run` must not infect its workers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns on standard error of what is by design here
+
+
 @contextlib.contextmanager
 def ray_session(address: str | None, machines: Machines | None = None) -> Iterator[Machines]:
     """Ray on this machine, or the cluster at `address`; a Ray that is already connected is used and left as it is.
 
-    Raises: `UsageError` when nothing answers at the address.
+    Raises: `UsageError` when nothing answers at the address, or a Ray that does not go with this one.
     """
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # a driver under `uv run` must not infect its workers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns on standard error of what is by design here
-    import ray  # slow to import, and its environment is read on import
+    prepare_environment()
+    import ray
 
     if ray.is_initialized():
         yield _machines()
         return
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            _start_here(machines or this_machine())
-    except ConnectionError as error:
-        raise UsageError(f"No Ray cluster answers at {address}: check the address, or leave it out.") from error
+    if address:
+        _join(address)
+    else:
+        _start_here(machines or this_machine())
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors, it also raises
     try:
         yield _machines()
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    _require_answer(address)
+    try:
+        with _silent_standard_error():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise _no_answer(address) from error
+    except RuntimeError as error:  # another version of Ray or Python
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"The Ray cluster at {address} cannot be used: {reason}.") from error
+
+
+def _require_answer(address: str) -> None:
+    """Knock before Ray does, which would wait for a quarter of an hour. `auto` is Ray's to resolve."""
+    if address == "auto":
+        return
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("", "ray") or not host or not port.isdecimal() or int(port) > MAX_PORT:
+        raise UsageError(f"The address {address} is not one of Ray's: give HOST:PORT, ray://HOST:PORT or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise _no_answer(address) from error
+
+
+def _no_answer(address: str) -> UsageError:
+    return UsageError(f"No Ray cluster answers at {address}: check it, or leave it out to run on this machine.")
 
 
 def _start_here(machines: Machines) -> None:
@@ -73,6 +111,7 @@ def _start_here(machines: Machines) -> None:
 
     with _silent_standard_error():
         ray.init(
+            address="local",  # whatever RAY_ADDRESS says: a cluster is only used when it is asked for
             num_cpus=int(machines.resources["CPU"]),
             num_gpus=int(machines.resources["GPU"]),
             object_store_memory=OBJECT_STORE_BYTES,

@@ -27,7 +27,7 @@ KEPT_OF_TRUNCATED = 0.6
 
 HEARD = """
     SELECT regexp_extract(uri, '([^/]+/[^/]+)\\.[^./]+$', 1) AS clip, any_value(language) AS language,
-        any_value(language_probability) AS sure, string_agg(trim(text), ' ' ORDER BY "start") AS heard
+        any_value(language_probability) AS language_probability, string_agg(trim(text), ' ' ORDER BY "start") AS heard
     FROM segments GROUP BY uri"""
 NOT_WHOLE = "SELECT parse_filename(uri) AS file, status, error FROM files WHERE status <> 'ok' ORDER BY uri"
 QUESTIONS = (
@@ -51,12 +51,13 @@ def demo(folder: Path) -> None:
         console.out.print(f"Remove {folder} to hear it again.")
         return
     store = Store.open(tables)
+    _headline("Said and heard")
     _show_heard(spoken(samples), catalog.query(store, HEARD))
-    console.out.print("\n[bold]Not whole, or not audio[/bold]")
+    _headline("Not whole, or not audio")
     console.show(catalog.query(store, NOT_WHOLE))
     for question in QUESTIONS:
         quote = "'" if '"' in question else '"'
-        console.out.print(f"\n[bold]earwitness sql {tables} {quote}{question}{quote}[/bold]", soft_wrap=True)
+        _headline(f"earwitness sql {tables} {quote}{question}{quote}")
         console.show(catalog.query(store, question))
 
 
@@ -76,14 +77,19 @@ def make_archive(samples: Path, archive: Path) -> None:
     (archive / NOT_AUDIO_FILE).write_text("bread, milk, a new microphone\n")
 
 
+def _headline(text: str) -> None:
+    console.out.print(Text(f"\n{text}", style="bold"), soft_wrap=True)
+
+
 def _show_heard(said: dict[str, str], rows: pa.Table) -> None:
+    """One line per clip; a language that was taken for another is yellow."""
     heard = {row["clip"]: row for row in rows.to_pylist()}
-    table = Table(box=None, pad_edge=False, header_style="bold", title="\nSaid and heard", title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, console.GAP, 0, 0), header_style="bold")
     for name in ("clip", "found", "sure", "said", "heard"):
         table.add_column(name, overflow="fold", ratio=1 if name in ("said", "heard") else None)
     for clip, text in said.items():
-        row = heard.get(clip, {"language": "-", "sure": 0.0, "heard": "(nothing)"})
-        style = "" if row["language"] == clip.partition("/")[0] else "yellow"
-        cells = (clip, row["language"], f"{row['sure']:.2f}", text, row["heard"])
-        table.add_row(*(Text(cell, style=style if index == 1 else "") for index, cell in enumerate(cells)))
+        row = heard.get(clip, {"language": "-", "language_probability": None, "heard": "(nothing)"})
+        found = Text(row["language"], style="" if row["language"] == clip.partition("/")[0] else "yellow")
+        sure = console.cell(row["language_probability"]) or "-"
+        table.add_row(Text(clip), found, Text(sure), Text(text), Text(row["heard"]))
     console.out.print(table)

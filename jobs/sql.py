@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -28,38 +30,70 @@ def ask(dest: str, query: str, output: str) -> None:
     """
     if output not in WRITERS:
         raise UsageError(f"--format is {output!r}: choose one of {', '.join(WRITERS)}.")
-    WRITERS[output](catalog.query(Store.open(dest), query))
+    rows = catalog.query(Store.open(dest), query)
+    try:
+        WRITERS[output](rows)
+    except pa.ArrowNotImplementedError as error:
+        reason = str(error).rstrip(".")
+        raise UsageError(f"A column has a type that {output} cannot hold ({reason}): cast it in the query.") from error
 
 
 def shell(dest: str) -> None:
-    """Ask for queries until there is none, all over the snapshot of the start. A wrong query only says so."""
+    """Answer queries until there is none, all over the snapshot of the start.
+
+    A wrong query of a person only says so; one that comes through a pipe ends the shell with its error.
+    """
+    interactive = sys.stdin.isatty()
     with closing(catalog.connect(Store.open(dest))) as connection:
-        console.err.print(GREETING)
-        while query := _line():
+        for query in _typed() if interactive else filter(None, map(str.strip, sys.stdin)):
             try:
                 console.show(catalog.select(connection, query))
             except EarwitnessError as error:
+                if not interactive:
+                    raise
                 console.error(str(error))
 
 
-def _line() -> str:
-    try:
-        return input(PROMPT if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
+def _typed() -> Iterator[str]:
+    """Lines of a person, with history and editing where the system has readline."""
+    with suppress(ImportError):
+        import readline  # noqa: F401
+    console.err.print(GREETING)
+    while True:
+        try:
+            line = input(PROMPT).strip()
+        except (EOFError, KeyboardInterrupt):
+            console.err.print()
+            return
+        if not line:
+            return
+        yield line
 
 
 def _csv(rows: pa.Table) -> None:
-    lists = [i for i, field in enumerate(rows.schema) if pa.types.is_nested(field.type)]
-    for index in lists:  # CSV has no lists: they are written as JSON-like text
-        texts = [None if value is None else str(value) for value in rows.column(index).to_pylist()]
-        rows = rows.set_column(index, rows.schema.names[index], pa.array(texts, pa.string()))
+    for index, field in enumerate(rows.schema):
+        if pa.types.is_nested(field.type):  # CSV has no lists: they are written as JSON
+            texts = [None if value is None else _to_json(value) for value in rows.column(index).to_pylist()]
+            rows = rows.set_column(index, field.name, pa.array(texts, pa.string()))
     pyarrow.csv.write_csv(rows, sys.stdout.buffer)
 
 
 def _json(rows: pa.Table) -> None:
     for row in rows.to_pylist():
-        print(json.dumps(row, default=str, ensure_ascii=False))
+        print(_to_json(row))
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(_finite(value), default=str, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN; they become the texts "inf" and "nan"."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parquet(rows: pa.Table) -> None:

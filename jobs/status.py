@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
+
+from duckdb import DuckDBPyConnection
 
 from jobs import console
 from pipeline import catalog
 from pipeline.store import Store
 
 _COUNTS = """
-    SELECT count(*) AS files, count(*) FILTER (complete) AS done, count(*) FILTER (status = 'pending') AS pending,
-        count(*) FILTER (parts_failed > 0) AS failed,
+    SELECT count(*) AS files, count(*) FILTER (complete) AS done,
         count(*) FILTER (NOT complete AND parts_failed = 0 AND status <> 'pending') AS half_done,
-        coalesce(sum(hours), 0) AS hours, coalesce(sum(segments), 0)::BIGINT AS segments,
-        coalesce(sum(bytes) FILTER (complete), 0)::BIGINT AS bytes_done,
-        coalesce(sum(bytes) FILTER (NOT complete AND parts_failed = 0), 0)::BIGINT AS bytes_left
+        count(*) FILTER (status = 'pending') AS pending, count(*) FILTER (parts_failed > 0) AS failed,
+        coalesce(sum(hours), 0) AS hours, coalesce(sum(segments), 0)::BIGINT AS segments
     FROM files"""
-_SINCE = """
-    SELECT coalesce(sum("end" - "start"), 0) AS seconds, max(committed_at) AS last_commit
-    FROM parts WHERE committed_at >= TIMESTAMPTZ '{started}'"""
+# The audio of what is not done, by the bytes per second of what is; a half done file has some of it behind it.
+_LEFT = """
+    SELECT coalesce(sum(bytes) FILTER (left_over), 0) * sum(seconds) FILTER (complete) / sum(bytes) FILTER (complete)
+        - coalesce(sum(seconds) FILTER (left_over), 0) AS seconds
+    FROM (SELECT *, NOT complete AND parts_failed = 0 AS left_over FROM files)"""
+_LATEST = """
+    SELECT sum("end" - "start") FILTER (committed_at >= TIMESTAMPTZ '{started}') AS seconds,
+        max(committed_at) AS last_commit
+    FROM parts"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Status:
     segments: int
     speed: float | None  # times real time, in the latest run
     seconds_left: float | None
-    last_commit: str | None
+    last_commit: str | None  # ISO 8601, UTC
 
 
 def status(dest: str) -> Status:
@@ -45,21 +53,19 @@ def status(dest: str) -> Status:
     Raises: `DestinationError` when there are none.
     """
     store = Store.open(dest)
-    counts = catalog.query(store, _COUNTS).to_pylist()[0]
     runs = store.runs()
-    speed = last_commit = None
-    if runs:
-        started = datetime.fromisoformat(runs[-1]["started_at"])
-        latest = catalog.query(store, _SINCE.format(started=started.isoformat())).to_pylist()[0]
-        last_commit = latest["last_commit"]
-        speed = latest["seconds"] / (last_commit - started).total_seconds() if last_commit else None
-    done, left = counts.pop("bytes_done"), counts.pop("bytes_left")
-    seconds_left = counts["hours"] * 3600 * left / done if done else None
+    started = datetime.fromisoformat(runs[-1]["started_at"]) if runs else datetime.max.replace(tzinfo=UTC)
+    with closing(catalog.connect(store)) as connection:
+        counts = _row(connection, _COUNTS)
+        audio_left = _row(connection, _LEFT)["seconds"] or 0.0
+        latest = _row(connection, _LATEST.format(started=started.isoformat()))
+    last = latest["last_commit"]
+    speed = latest["seconds"] / (last - started).total_seconds() if latest["seconds"] else None
     return Status(
         **counts,
         speed=speed,
-        seconds_left=seconds_left / speed if speed and seconds_left else None,
-        last_commit=last_commit.isoformat(timespec="seconds") if last_commit else None,
+        seconds_left=audio_left / speed if speed and audio_left > 0 else None,
+        last_commit=last.astimezone(UTC).isoformat(timespec="seconds") if last else None,
     )
 
 
@@ -69,12 +75,19 @@ def show_status(dest: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    speed = f", {found.speed:.1f} × real time" if found.speed else ""
-    left = f", {console.duration(found.seconds_left)} left" if found.seconds_left else ""
+    speed = f", {console.times(found.speed)} real time in the latest run" if found.speed else ""
+    left = f", about {console.duration(found.seconds_left)} left" if found.seconds_left else ""
+    stored = f"{found.last_commit[:16].replace('T', ' ')} UTC" if found.last_commit else "nothing yet"
     console.out.print(
-        f"files     {found.done} of {found.files} done, {found.half_done} half done, "
-        f"{found.pending} pending, {found.failed} failed\n"
+        f"files     {found.done:,} of {found.files:,} done, {found.half_done:,} half done, "
+        f"{found.pending:,} pending, {found.failed:,} failed\n"
         f"audio     {console.duration(found.hours * 3600)}{speed}{left}\n"
         f"segments  {found.segments:,}\n"
-        f"last      {found.last_commit or 'never'}"
+        f"stored    {stored}",
+        soft_wrap=True,
     )
+
+
+def _row(connection: DuckDBPyConnection, query: str) -> dict[str, Any]:
+    (row,) = catalog.select(connection, query).to_pylist()
+    return dict(row)

@@ -78,6 +78,10 @@ def _prepare(request: Request, machines: Machines) -> Run:
     model = Model.of(config)
     placement = place(config.run, machines.resources, machines.nodes, machines.cores_per_node)
     job = Job(config, model, placement, request.to)
-    if request.dry_run:
-        return Run.look(request.sources, Store.find(request.to), job)
-    return Run.prepare(request.sources, Store.open(request.to, create=True), job)
+    store = Store.find(request.to)
+    if store and not request.dry_run:
+        return Run.prepare(request.sources, Store.open(request.to, create=True), job)
+    run = Run.look(request.sources, store, job)
+    if not request.dry_run:  # new tables, made only now: a misspelt source leaves nothing behind
+        run.store = Store.open(request.to, create=True)
+    return run

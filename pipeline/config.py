@@ -102,12 +102,12 @@ def _merge(section: Any, given: dict[str, Any], path: str, prefix: str) -> Any:
     types = get_type_hints(type(section))
     changes = {}
     for name, value in given.items():
+        where = f"{path}: [{prefix}] {name}" if prefix else f"{path}: {name}"
         if name not in allowed:
-            where = f"[{prefix}] " if prefix else ""
-            raise UsageError(f"{path}: {where}{name} is not an option; allowed: {', '.join(sorted(allowed))}.")
+            raise UsageError(f"{where} is not an option; allowed: {', '.join(sorted(allowed))}.")
         current = getattr(section, name)
         if not is_dataclass(current):
-            changes[name] = _typed(types[name], value, f"{path}: {name}")
+            changes[name] = _typed(types[name], value, where)
         elif isinstance(value, dict):
             changes[name] = _merge(current, value, path, name)
         else:
@@ -120,5 +120,5 @@ def _typed(expected: Any, value: Any, where: str) -> Any:
     try:
         return TypeAdapter(expected).validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        reason = error.errors()[0]["msg"].replace("tuple", "list")  # as TOML calls it
         raise UsageError(f"{where} is {value!r}, which will not do: {reason}.") from error

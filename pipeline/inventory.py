@@ -67,6 +67,8 @@ def list_media(sources: Sequence[str]) -> Iterator[MediaObject]:
     """
     seen = set()
     for source in sources:
+        if not source.strip():
+            raise SourceError("A source is empty: give a file, a folder, a glob or a url.")
         with _source_errors(source):
             protocol, path = _split(source)
             found = _entries(_file_system(protocol), path, source)
@@ -250,14 +252,16 @@ def _source_errors(source: str) -> Iterator[None]:
         hint = "pip install 'earwitness[s3]'" if source.startswith("s3") else str(error)
         raise SourceError(f"{source} needs a package that is not installed: {hint}.") from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError(f"{source} does not exist: there is no such file, folder or bucket.") from error
+        other = " and no server that answers" if source.startswith("http") else ""  # aiohttp tells the two alike
+        raise SourceError(f"{source} does not exist: there is no such file, folder or bucket{other}.") from error
     except PermissionError as error:
         what = error.filename or source
         raise SourceError(f"{what} may not be read: check its permissions, or the credentials.") from error
     except ValueError as error:
         raise SourceError(f"{source} is not an address that can be listed: {error}.") from error
     except _storage_failures() as error:
-        raise SourceError(f"{source} cannot be listed: {str(error).rstrip('.')}.") from error
+        hint = "; check the AWS_* variables" if source.startswith("s3") else ""
+        raise SourceError(f"{source} cannot be listed: {str(error).rstrip('.')}{hint}.") from error
 
 
 @contextmanager

@@ -42,12 +42,14 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = str(url).rstrip("/") or "/"
-        protocol = self.url.partition("://")[0] if "://" in self.url else "file"
-        if protocol not in ("file", "s3"):
+        protocol, separator, place = str(url).partition("://")
+        if not separator:
+            protocol, place = "file", str(url)
+        if protocol not in ("file", "s3") or not place.strip("/ "):
             raise DestinationError(
-                f"The destination {url} is a {protocol}:// url: give a folder or s3://BUCKET/PREFIX."
+                f"The destination {str(url)!r} cannot hold tables: give a folder or s3://BUCKET/PREFIX."
             )
+        self.url = str(url).rstrip("/")
         self.is_local = protocol == "file"
         if self.is_local:
             self._fs = fsspec.filesystem("file", skip_instance_cache=True)
@@ -221,8 +223,9 @@ class ObjectStore:
                 f"The destination {self.url} refuses to {action} ({_reason(error)}): {self._advice()}."
             ) from error
         except self._failures as error:
+            hint = "" if self.is_local else "; check the AWS_* variables"
             raise DestinationError(
-                f"The destination {self.url} cannot be used to {action}: {_reason(error)}."
+                f"The destination {self.url} cannot be used to {action}: {_reason(error)}{hint}."
             ) from error
 
     def _advice(self) -> str:

@@ -6,6 +6,7 @@ must be initialised already; how is the caller's affair.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 from ray.data import DataContext, Dataset
+from ray.exceptions import RayError
 
-from model.errors import SourceError
+from model.errors import EarwitnessError, MediaError, SourceError
 from pipeline.flow import flow
 from pipeline.inventory import list_media
 from pipeline.job import Job
@@ -88,10 +90,13 @@ class Run:
         self.store.add_run(self.job.config, self.job.generation)
         _configure_ray_data()
         manifest = blocks(self.plan.manifest, self.job.place.decode_actors)
-        for shards in self._waves(flow(manifest, self.job, tally)):
-            self.store.publish(shards)
-            self._count(shards)
-            self.summary.elapsed_seconds = time.monotonic() - started
+        try:
+            for shards in self._waves(flow(manifest, self.job, tally)):
+                self.store.publish(shards)
+                self._count(shards)
+                self.summary.elapsed_seconds = time.monotonic() - started
+        except RayError as error:
+            raise told_by_worker(error) or error from error
 
     def _waves(self, shards: Dataset) -> Iterator[list[dict[str, Any]]]:
         """Prepared shards in groups, one for each commit, so that small parts do not make a commit each."""
@@ -111,6 +116,16 @@ class Run:
             self.summary.segments += shard["segments_rows"] or 0
             self.summary.failed_parts += shard["failed_rows"]
             self.summary.audio_seconds += shard["audio_seconds"]
+
+
+def told_by_worker(error: RayError) -> EarwitnessError | None:
+    """The user's error behind one of Ray's, or None: from a worker to its driver, only its text survives."""
+    classes = {cls.__name__: cls for cls in EarwitnessError.__subclasses__() if cls is not MediaError}
+    told = re.findall(rf"^model\.errors\.({'|'.join(classes)}): (.+)$", str(error), re.MULTILINE)
+    if not told:
+        return None
+    name, sentence = told[-1]
+    return classes[name](sentence)
 
 
 def _configure_ray_data() -> None:

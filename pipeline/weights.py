@@ -10,19 +10,21 @@ import difflib
 import hashlib
 import http.client
 import importlib.util
-import math
 import os
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model import checkpoint
-from model.checkpoint import Checkpoint
 from model.dimensions import OFFICIAL
 from model.errors import ModelError
 from model.releases import RELEASES
+from model.shapes import count_parameters
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 BASE_URL = "https://openaipublic.azureedge.net/main/whisper/models"  # followed by sha256/NAME.pt
@@ -74,7 +76,7 @@ class Available:
     """One line of `earwitness models list`."""
 
     name: str
-    million_parameters: float
+    parameters: int
     is_multilingual: bool
     found: Path | None
 
@@ -84,6 +86,8 @@ def load_model(model: str) -> Checkpoint:
 
     Raises: `ModelError` when it is nowhere, damaged, or not what was published under its name.
     """
+    from model import checkpoint  # brings torch: a second that a list of models need not wait for
+
     located = locate(model)
     loaded = checkpoint.load(located.path, located.parts)
     if located.sha256 not in (None, loaded.sha256):
@@ -117,10 +121,7 @@ def available() -> list[Available]:
     rows = []
     for name, dims in OFFICIAL.items():
         located = _search(name)
-        shapes = checkpoint.tensor_shapes(dims)
-        del shapes["encoder.positional_embedding"]  # computed, not learned
-        millions = sum(math.prod(shape) for shape in shapes.values()) / 1e6
-        rows.append(Available(name, millions, dims.is_multilingual, located.path if located else None))
+        rows.append(Available(name, count_parameters(dims), dims.is_multilingual, located.path if located else None))
     return rows
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from jobs.samples import assemble, clips, fetch_samples
 from model.dimensions import SAMPLE_RATE
 from model.errors import ModelError, SourceError
 from model.features import pcm_to_float
-from model.options import DecodeOptions
 from model.tokenizer import Tokenizer
 from model.whisper import from_state
 from pipeline.weights import load_model
-from tests.parity.comparison import Comparison, compare
-from tests.parity.recorded import OurRun, Ours, RememberingNet
+from tests.parity.matrix import Audio, Matrix, Sides
+from tests.parity.recorded import Ours, RememberingNet
 
-THREADS = 2
-Audio = dict[str, NDArray[np.float32]]
+THREADS = 2  # or fewer, where OMP_NUM_THREADS says so
 LISTED = pytest.StashKey[list[str]]()
 
 
@@ -43,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(min(before, THREADS))
     yield
     torch.set_num_threads(before)
 
@@ -62,9 +59,9 @@ def audio(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Audio:
     long = assemble(samples, tmp_path_factory.mktemp("long") / "long.wav")
     heard = {f"{path.parent.name}/{path.stem}": _decode(path) for path in clips(samples)} | {"long": _decode(long)}
     random = np.random.default_rng(0)
-    seconds = np.arange(35 * SAMPLE_RATE, dtype=np.float32) / SAMPLE_RATE
-    heard["noise"] = random.normal(0, 0.05, 20 * SAMPLE_RATE).astype(np.float32)
-    heard["silence"] = np.zeros(20 * SAMPLE_RATE, np.float32)
+    seconds = np.arange(10 * SAMPLE_RATE, dtype=np.float32) / SAMPLE_RATE
+    heard["noise"] = random.normal(0, 0.05, 10 * SAMPLE_RATE).astype(np.float32)
+    heard["silence"] = np.zeros(10 * SAMPLE_RATE, np.float32)
     heard["tone"] = (0.3 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
     return heard
 
@@ -74,16 +71,6 @@ def _decode(path: Path) -> NDArray[np.float32]:
     command = [ffmpeg, "-nostdin", "-v", "error", "-i", str(path), "-f", "s16le", "-ac", "1", "-ar", "16000", "-"]
     pcm = subprocess.run(command, capture_output=True, check=True).stdout
     return pcm_to_float(np.frombuffer(pcm, np.int16))
-
-
-@dataclass
-class Sides:
-    """Both sides on the weights of one checkpoint."""
-
-    name: str
-    ours: Ours
-    plain: Ours  # nothing remembered: every run encodes for itself
-    reference: Any  # tests.parity.reference.Reference
 
 
 @pytest.fixture(scope="session")
@@ -101,39 +88,9 @@ def sides() -> Callable[[str], Sides]:
             pytest.skip(str(error))
         net = from_state(checkpoint.dims, checkpoint.state)
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
-        return Sides(name, Ours(RememberingNet(net), tokenizer), Ours(net, tokenizer), Reference(checkpoint))
+        return Sides(Ours(RememberingNet(net), tokenizer), Reference(checkpoint))
 
     return load
-
-
-@dataclass
-class Matrix:
-    """Every combination of model, previous text and temperatures, over all audio, each made once."""
-
-    sides: Callable[[str], Sides]
-    audio: Audio
-    listed: list[str]
-
-    def __post_init__(self) -> None:
-        self.theirs = cache(self.theirs)  # type: ignore[method-assign]
-        self.compared = cache(self.compared)  # type: ignore[method-assign]
-
-    def theirs(self, model: str, previous_text: bool, temperatures: tuple[float, ...]) -> dict[str, Any]:
-        options = {"condition_on_previous_text": previous_text, "temperature": temperatures}
-        reference = self.sides(model).reference
-        return {name: reference.run(samples, **options) for name, samples in self.audio.items()}
-
-    def compared(self, model: str, previous_text: bool, temperatures: tuple[float, ...]) -> Comparison:
-        theirs = self.theirs(model, previous_text, temperatures)
-        options = DecodeOptions(previous_text=previous_text, temperatures=temperatures)
-        return self.compare(model, self.sides(model).ours.run(self.audio, options), theirs)
-
-    def compare(self, model: str, ours: dict[str, OurRun], theirs: dict[str, Any], same: bool = False) -> Comparison:
-        gap = self.sides(model).reference.top_two_gap
-        parts = [compare(f"{model} {name}", ours[name], theirs[name], gap, same) for name in self.audio]
-        total = sum(parts, start=Comparison())
-        self.listed += [f"near tie, {tie}" for tie in total.ties]
-        return total
 
 
 @pytest.fixture(scope="session")

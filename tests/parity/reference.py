@@ -1,12 +1,13 @@
 """openai-whisper on the same weights, with every window it decodes recorded in the project's words.
 
 At temperature 0 a result depends on the window and the prompt alone, so it is kept: the same first windows come back
-under every option of `transcribe()`, and need not be decoded again.
+under every option of `transcribe()`, and need not be decoded again. No window is encoded twice.
 """
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 import whisper
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from whisper.decoding import DecodingOptions, DecodingResult, DecodingTask
+from whisper.tokenizer import get_tokenizer
 
 from model.checkpoint import Checkpoint
 from model.transcript import Attempt, Segment
@@ -40,6 +42,10 @@ class Reference(whisper.Whisper):
         super().__init__(whisper.ModelDimensions(**asdict(checkpoint.dims)))
         self.load_state_dict({name: tensor.float() for name, tensor in checkpoint.state.items()})
         self.requires_grad_(False).eval()
+        self.encoder = _RememberingEncoder(self.encoder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # the vocabulary's file is left to the garbage collector
+            get_tokenizer(self.is_multilingual, num_languages=self.num_languages)  # read once, then kept
         self._run = ReferenceRun()
         self._window: Tensor | None = None
         self._decoded: dict[tuple[Any, ...], DecodingResult] = {}
@@ -89,6 +95,21 @@ class Reference(whisper.Whisper):
             rule.apply(logits, tokens)
         best, second = logits[0].topk(2).values.tolist()
         return best - second
+
+
+class _RememberingEncoder(nn.Module):
+    """The reference's encoder, for single windows (1, n_mels, 3000); it would encode again for every temperature."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self._encoder = encoder
+        self._encoded: dict[str, Tensor] = {}
+
+    def forward(self, mel: Tensor) -> Tensor:
+        key = _digest(mel)
+        if key not in self._encoded:
+            self._encoded[key] = self._encoder(mel)
+        return self._encoded[key]
 
 
 def _digest(mel: Tensor) -> str:

@@ -119,12 +119,12 @@ def test_the_names_allowed_are_all_those_of_the_section(toml: Write, section: st
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("[run]\nslots = 'many'", "slots is 'many', which will not do: "),
-        ("[run]\nslots = 2.5", "slots is 2.5, which will not do: "),
-        ("[decode]\ntemperatures = 0.5", "temperatures is 0.5, which will not do: "),
-        ("[decode]\nlanguage = 7", "language is 7, which will not do: "),
-        ("[decode]\nprevious_text = 'perhaps'", "previous_text is 'perhaps', which will not do: "),
-        ("[read]\nretries = 2026-01-01", "retries is datetime.date(2026, 1, 1), which will not do: "),
+        ("[run]\nslots = 'many'", "[run] slots is 'many', which will not do: "),
+        ("[run]\nslots = 2.5", "[run] slots is 2.5, which will not do: "),
+        ("[decode]\ntemperatures = 0.5", "[decode] temperatures is 0.5, which will not do: "),
+        ("[decode]\nlanguage = 7", "[decode] language is 7, which will not do: "),
+        ("[decode]\nprevious_text = 'perhaps'", "[decode] previous_text is 'perhaps', which will not do: "),
+        ("[read]\nretries = 2026-01-01", "[read] retries is datetime.date(2026, 1, 1), which will not do: "),
         ("[model]\nname = 'base'", "model is {'name': 'base'}, which will not do: "),
         ("read = 60", "read is a table: write [read] and its options below it."),
     ],
@@ -170,7 +170,9 @@ def test_part_seconds_within_the_bounds(length: float | None) -> None:
 
 @pytest.mark.parametrize("length", [0.0, 4.999, 900.1, -60.0, -math.inf, math.nan])
 def test_part_seconds_beyond_the_bounds(length: float) -> None:
-    with pytest.raises(UsageError, match="^part_seconds is .*: give 5 to 900 seconds, or inf to keep every file whole.$"):
+    with pytest.raises(
+        UsageError, match="^part_seconds is .*: give 5 to 900 seconds, or inf to keep every file whole.$"
+    ):
         ReadOptions(part_seconds=length)
 
 
@@ -226,6 +228,11 @@ def test_precision_makes_a_new_generation_and_no_other_run_or_read_option() -> N
 
 
 def test_a_generation_is_a_name_that_lasts(toml: Write) -> None:
-    """The same in every process and for ever, or everything stored so far would be transcribed again."""
+    """The same in every process and version, or everything stored so far would be transcribed again.
+
+    A new option changes it, and so announces that it will be: say so in the changelog.
+    """
     assert Config().generation(SHA256) == "dd2ac2cf04b8e866"
-    assert from_toml(toml("[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]")).generation(SHA256) == "dd2ac2cf04b8e866"
+    assert (
+        from_toml(toml("[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]")).generation(SHA256) == "dd2ac2cf04b8e866"
+    )

@@ -166,9 +166,10 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         ObjectStore(str(tmp_path)).probe()
 
 
-def test_urls_of_other_kinds_are_refused() -> None:
-    with pytest.raises(DestinationError, match="gs:// url"):
-        ObjectStore("gs://bucket/x")
+@pytest.mark.parametrize("url", ["gs://bucket/x", "gopher://x", "s3://", "s3:///", "file://", "", " ", "/"])
+def test_urls_of_other_kinds_are_refused(url: str) -> None:
+    with pytest.raises(DestinationError, match="cannot hold tables: give a folder or s3://BUCKET/PREFIX"):
+        ObjectStore(url)
 
 
 def test_a_file_url_is_the_folder(tmp_path: Path) -> None:
