@@ -24,8 +24,8 @@ import pyarrow as pa
 from model.errors import DestinationError, EarwitnessError, UsageError
 from model.options import DecodeOptions
 from model.segments import SEEK_RULES
-from pipeline.records import STATUSES
-from pipeline.sink import CARRIES_TEXT, parquet_bytes
+from pipeline.records import STATUSES, WITH_TEXT
+from pipeline.sink import parquet_bytes
 from pipeline.snapshot import PROTOCOL, SnapshotFileSystem
 from pipeline.store import TABLES, Store, snapshot
 
@@ -51,7 +51,7 @@ SETTINGS = {
 }
 
 _SEEK_RULES = ", ".join(f"'{rule}'" for rule in SEEK_RULES)  # say where a window was cut, not that it is in doubt
-_TEXT = ", ".join(f"'{status}'" for status in CARRIES_TEXT)
+_TEXT = ", ".join(f"'{status}'" for status in WITH_TEXT)
 _SEVERITY = "[" + ", ".join(f"'{status}'" for status in STATUSES) + "]"
 
 # What users see is built on three steps, in a schema of their own. `shown` is worked out once per connection; every

@@ -40,6 +40,8 @@ class ReadOptions:
                 f"part_seconds is {length:g}: give {MIN_PART_SECONDS:g} to {MAX_PART_SECONDS:g} seconds, or inf to "
                 f"keep every file whole."
             )
+        _at_least(self, 0, "retries")
+        _above_zero(self, "max_hours", "timeout_seconds")
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,8 @@ class RunOptions:
     precision: str = "float32"  # of the net; the tokens of the reference need float32
 
     def __post_init__(self) -> None:
-        for name in ("slots", "model_actors", "decode_actors", "parts_per_shard"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}: give a whole number from 1.")
+        _at_least(self, 1, "slots", "model_actors", "decode_actors", "parts_per_shard")
+        _at_least(self, 0, "publish_seconds")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
 
@@ -97,6 +97,19 @@ def from_toml(path: Path, base: Config | None = None) -> Config:
     return merged
 
 
+def _at_least(section: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}: give at least {least}.")
+
+
+def _above_zero(section: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(section, name) > 0:
+            raise UsageError(f"{name} is {getattr(section, name):g}: give a number above 0.")
+
+
 def _merge(section: Any, given: dict[str, Any], path: str, prefix: str) -> Any:
     allowed = {f.name for f in fields(section)}
     types = get_type_hints(type(section))
@@ -117,8 +130,9 @@ def _merge(section: Any, given: dict[str, Any], path: str, prefix: str) -> Any:
 
 def _typed(expected: Any, value: Any, where: str) -> Any:
     """`value` as the type its field has. TOML has no tuples and no None: a list serves, and an option left out."""
+    given = tuple(value) if isinstance(value, list) else value
     try:
-        return TypeAdapter(expected).validate_python(value)
+        return TypeAdapter(expected).validate_python(given, strict=True)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].replace("tuple", "list")  # as TOML calls it
         raise UsageError(f"{where} is {value!r}, which will not do: {reason}.") from error

@@ -9,6 +9,7 @@ know what a model is, and what becomes of the rows.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -34,10 +35,6 @@ SEARCH_FRACTION = 0.2
 # Loudness is the energy of 0.3 s, the length of a pause between phrases, looked at every 50 ms.
 FRAME_SAMPLES = 5 * HOP_LENGTH
 PAUSE_FRAMES = 6
-
-# A file that ends like this still has a last part worth transcribing; of the others, the samples since the last cut are
-# dropped, because another run may read them whole.
-WITH_TEXT = ("ok", "damaged", "truncated")
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,8 @@ class ReadParts:
     """The Ray stage that reads media on CPUs: rows of `records.MANIFEST` in, rows of `records.AUDIO` out.
 
     Every row that comes in leads to exactly one row with `is_last`, which carries the verdict on the file, unless that
-    part is already done. An object that cannot be read becomes a row; any other exception is a bug, and raises.
+    verdict is in the ledger already. An object that cannot be read becomes a row; any other exception is a bug, and
+    raises.
     """
 
     def __init__(
@@ -127,7 +125,7 @@ class ReadParts:
         for media in batch.to_pylist():
             for row in self._rows(media):
                 if row["is_last"]:
-                    self._on_file(media["bytes"], row["end"], row["status"] not in WITH_TEXT)
+                    self._on_file(media["bytes"], row["end"], row["status"] not in records.WITH_TEXT)
                 yield pa.Table.from_pylist([row], schema=records.AUDIO)
 
     def _rows(self, media: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -135,6 +133,8 @@ class ReadParts:
         spent = {"fetch_seconds": 0.0, "decode_seconds": 0.0}
         with closing(self._read(media, spent)) as parts:  # a bug below must not leave ffmpeg behind
             for part, report, sha256 in parts:
+                if part.is_last and report.status in records.WORTH_ANOTHER_TRY:
+                    part = _after(part, done)
                 if part.index not in done:
                     yield {**self._row(media, part), **_evidence(part, report, sha256), **spent}
                     spent.update(fetch_seconds=0.0, decode_seconds=0.0)
@@ -202,8 +202,17 @@ def _or_no_part(parts: Iterator[PcmPart]) -> Iterator[PcmPart]:
 
 
 def _without_lost_end(part: PcmPart, report: MediaReport) -> PcmPart:
-    """The part, without its samples if it is the last of a file that could not be read to its end."""
-    return part if not part.is_last or report.status in WITH_TEXT else replace(part, pcm=part.pcm[:0])
+    """The part, without its samples if it is the last of a file that could not be read to its end.
+
+    Another run may read them whole.
+    """
+    return part if not part.is_last or report.status in records.WITH_TEXT else replace(part, pcm=part.pcm[:0])
+
+
+def _after(failure: PcmPart, done: frozenset[int]) -> PcmPart:
+    """The failure of a file under the first index that is free: where this run got to, an earlier one may have been."""
+    free = next(index for index in itertools.count(failure.index) if index not in done)
+    return replace(failure, index=free)
 
 
 def _limit_samples(part_seconds: float) -> float:

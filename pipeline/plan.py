@@ -14,10 +14,7 @@ import pyarrow as pa
 
 from pipeline.config import ReadOptions
 from pipeline.inventory import MediaObject, choose_part_seconds, estimate_seconds
-from pipeline.records import MANIFEST, MEDIA
-
-# A part that came to one of these may come to something better next time; any other verdict is final.
-WORTH_ANOTHER_TRY = ("failed", "timeout")
+from pipeline.records import MANIFEST, MEDIA, WORTH_ANOTHER_TRY
 
 
 @dataclass(frozen=True)

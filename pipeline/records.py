@@ -13,8 +13,10 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1  # part of every generation: a change of meaning makes a new one
 
-# What a part can come to. Only "ok", "damaged" and "truncated" carry text.
+# What a part can come to, in order of severity. What carries text, or might at the next try, is said below.
 STATUSES = ("ok", "damaged", "truncated", "no_audio", "rejected", "timeout", "failed")
+WITH_TEXT = ("ok", "damaged", "truncated")
+WORTH_ANOTHER_TRY = ("failed", "timeout")  # every other verdict is final
 
 
 def _schema(**fields: pa.DataType) -> pa.Schema:

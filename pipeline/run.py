@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,10 @@ class Run:
                 self._count(shards)
                 self.summary.elapsed_seconds = time.monotonic() - started
         except RayError as error:
-            raise told_by_worker(error) or error from error
+            told = told_by_worker(error)
+            if told is None:
+                raise
+            raise told from error
 
     def _waves(self, shards: Dataset) -> Iterator[list[dict[str, Any]]]:
         """Prepared shards in groups, one for each commit, so that small parts do not make a commit each."""
@@ -137,3 +141,5 @@ def _configure_ray_data() -> None:
     context.max_errored_blocks = 0  # an error here is a bug: what the archive can do wrong comes as rows
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # A run with fewer files than readers is no mistake.
+    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors", module="ray")

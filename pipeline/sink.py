@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from model.errors import DestinationError
 from pipeline.objects import ObjectExists, ObjectStore
-from pipeline.records import PARTS, RESULT, SEGMENTS, SHARD
+from pipeline.records import PARTS, RESULT, SEGMENTS, SHARD, WITH_TEXT
 
-CARRIES_TEXT = ("ok", "damaged", "truncated")  # of records.STATUSES; any other is a failure
 SHARD_ID_LENGTH = 32  # hex digits
 ROWS_PER_GROUP = 65_536  # a shard of 16 parts is one row group of about 1,000 segments
 # Columns whose values repeat within a shard; the rest is stored plain, because a dictionary of texts helps nobody.
@@ -119,7 +118,7 @@ def describe(objects: ObjectStore, path: str) -> dict[str, Any]:
         "segments_bytes": 0,
         "segments_rows": 0,
         "audio_seconds": pc.sum(pc.subtract(parts["end"], parts["start"])).as_py() or 0.0,
-        "failed_rows": sum(status not in CARRIES_TEXT for status in parts["status"].to_pylist()),
+        "failed_rows": sum(status not in WITH_TEXT for status in parts["status"].to_pylist()),
     }
     if pc.sum(parts["segments"]).as_py():
         data, segments = _stored(objects, f"segments/{path}", [])

@@ -179,7 +179,7 @@ def test_part_seconds_beyond_the_bounds(length: float) -> None:
 @pytest.mark.parametrize("name", ["slots", "model_actors", "decode_actors", "parts_per_shard"])
 def test_counts_start_at_one(name: str) -> None:
     assert getattr(RunOptions(**{name: 1}), name) == 1
-    with pytest.raises(UsageError, match=f"^{name} is 0: give a whole number from 1.$"):
+    with pytest.raises(UsageError, match=f"^{name} is 0: give at least 1.$"):
         RunOptions(**{name: 0})
 
 

@@ -301,10 +301,12 @@ def test_a_file_that_hangs_half_way_keeps_its_parts_and_ends_in_a_timeout(
     assert not list(temporary.iterdir())
 
 
-def test_a_verdict_that_is_done_is_not_given_again(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = manifest(clip, done=(0,))
+def test_a_failure_takes_the_first_index_that_is_free(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts 0 and 1 have their text from an earlier run; that the file fails now must not be lost, nor replace them."""
+    table = manifest(clip, done=(0, 1))
     replace_ffmpeg(clip, monkeypatch, "exit 1")
-    assert read(table) == []
+    (failure,) = read(table)
+    assert (failure["index"], failure["status"], failure["is_last"]) == (2, "failed", True)
 
 
 def test_a_bomb_ends_in_a_rejection(tmp_path: Path) -> None:

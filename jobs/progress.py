@@ -1,0 +1,128 @@
+"""What is seen of a run: its plan, how far it is, and how it ended; for people, or as one line of JSON.
+
+It watches through `jobs.transcribe.Watcher` and decides nothing. The line of progress is standard error's; the end is a
+result.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from ray.exceptions import RayError
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+
+from jobs.console import count, duration, err, out, times
+from jobs.transcribe import Watcher
+from pipeline.plan import Plan
+from pipeline.run import Run, Summary
+from pipeline.tally import Counts, Tally
+
+REFRESH_SECONDS = 0.5
+LOG_SECONDS = 60.0  # between two lines where standard error is a file, as under a scheduler
+BAR_WIDTH = 20
+
+
+class Progressing(Watcher):
+    """Shows a run to a person: one line of plan, one live line of progress, one sentence or two at the end."""
+
+    def __init__(self, dry_run: bool = False) -> None:
+        self._dry_run = dry_run
+        self._destination = ""
+
+    def planned(self, run: Run) -> None:
+        place, summary = run.job.place, run.summary
+        self._destination = run.job.destination
+        if summary.recovered_shards:
+            err.print(f"Finished what an earlier run had prepared: {count(summary.recovered_shards, 'shard')}.")
+        if summary.pending:
+            device = "GPU" if place.model_gpus else "CPU"
+            err.print(
+                f"{run.job.model.name}: {summary.pending:,} of {count(summary.listed, 'file')} to do, about "
+                f"{duration(run.plan.audio_seconds)} of audio, {place.total_slots} slots on {device}",
+                soft_wrap=True,
+            )
+
+    @contextmanager
+    def running(self, run: Run, tally: Tally) -> Iterator[None]:
+        stop = threading.Event()
+        with _bar() as progress:
+            arguments = (progress, tally, run.plan, stop)
+            watcher = threading.Thread(target=_refresh, args=arguments, name="progress", daemon=True)
+            watcher.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                watcher.join(REFRESH_SECONDS)  # it may be waiting for a cluster that is gone
+
+    def finished(self, summary: Summary) -> None:
+        if not summary.pending:
+            files = count(summary.listed, "file")
+            out.print(f"Nothing to do: {files} already transcribed with this model and options.", soft_wrap=True)
+        elif self._dry_run:
+            out.print("Dry run: nothing was transcribed or written.")
+        else:
+            out.print(
+                f"Done: {duration(summary.audio_seconds)} of audio in {duration(summary.elapsed_seconds)} "
+                f"({times(summary.speed)} real time), {count(summary.segments, 'segment')}."
+            )
+            self._failures(summary.failed_parts)
+
+    def _failures(self, parts: int) -> None:
+        if parts:
+            query = f'earwitness sql {self._destination} "FROM failures"'
+            out.print(f"{count(parts, 'part')} without text; `{query}` says why.", markup=False, soft_wrap=True)
+
+
+class Json(Watcher):
+    """Says nothing until the end, then one line of JSON."""
+
+    def finished(self, summary: Summary) -> None:
+        print(json.dumps(asdict(summary) | {"speed": summary.speed}))
+
+
+def describe(counts: Counts, plan: Plan, elapsed: float) -> tuple[float, str]:
+    """How much of a run is done, 0 to 1, and the same in words: audio, speed, failures, time left.
+
+    The audio of files not yet read is estimated by the bytes per second of those that were.
+    """
+    expected = plan.audio_seconds
+    if counts.bytes_read:
+        expected = counts.seconds_read * plan.pending_bytes / counts.bytes_read
+    done = counts.seconds_transcribed
+    share = min(1.0, done / expected) if expected else 0.0
+    words = [
+        f"{duration(done)} of {duration(max(done, expected))}",
+        f"{times(done / elapsed if elapsed else 0.0)} real time",
+        f"{counts.files_failed:,} failed",
+    ]
+    if share > 0:
+        words.append(f"{duration(elapsed * (1 - share) / share)} left")
+    return share, " · ".join(words)
+
+
+def _refresh(progress: Progress, tally: Tally, plan: Plan, stop: threading.Event) -> None:
+    task = progress.add_task("", total=1.0, line="starting")
+    started = logged = progress.get_time()
+    while not stop.wait(REFRESH_SECONDS):
+        now = progress.get_time()
+        try:
+            share, line = describe(tally.counts(), plan, now - started)
+        except RayError:  # the cluster is going, or gone: the run itself will say so
+            return
+        progress.update(task, completed=share, line=line)
+        if progress.disable and now - logged >= LOG_SECONDS:
+            logged = now
+            err.print(line, soft_wrap=True)
+
+
+def _bar() -> Progress:
+    """One line that never wraps: where the terminal is narrow, the bar gives way."""
+    bar = BarColumn(bar_width=None, table_column=Column(max_width=BAR_WIDTH))
+    words = TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    return Progress(bar, words, console=err, transient=True, disable=not err.is_terminal)

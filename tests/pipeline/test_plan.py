@@ -1,0 +1,199 @@
+"""What a run has to do: the listed objects minus the ledger, and the manifest in blocks for the readers."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import ReadOptions
+from pipeline.inventory import PCM_BYTES_PER_SECOND, MediaObject, list_media
+from pipeline.plan import blocks, plan
+from pipeline.records import MANIFEST, MEDIA, PARTS, STATUSES, WITH_TEXT
+from pipeline.store import DONE
+
+SLOTS = 16
+OPTIONS = ReadOptions()
+LEDGER = pa.schema([PARTS.field(name) for name in DONE])
+NOTHING = LEDGER.empty_table()
+
+
+def wav(name: str, seconds: float = 600.0) -> MediaObject:
+    """A wave file that is estimated at so many seconds."""
+    size = int(seconds * PCM_BYTES_PER_SECOND)
+    return MediaObject(f"id-{name}", f"s3://archive/{name}.wav", f"etag-{name}", size, datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def ledger(*rows: dict[str, Any]) -> pa.Table:
+    """What the store says of parts; each row names what differs from the first part of one file, done at once."""
+    usual = dict(media_id="id-a", index=0, is_last=False, status="ok", attempts=1, part_seconds=60.0)
+    return pa.Table.from_pylist([usual | row for row in rows], schema=LEDGER)
+
+
+def whole(name: str, parts: int = 1) -> list[dict[str, Any]]:
+    return [dict(media_id=f"id-{name}", index=index, is_last=index == parts - 1) for index in range(parts)]
+
+
+# --- what is pending ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [NOTHING, pa.table({})], ids=["empty ledger", "no destination yet"])
+def test_where_nothing_is_done_everything_is_pending(done: pa.Table) -> None:
+    planned = plan([wav("a"), wav("b")], done, OPTIONS, SLOTS)
+    assert (planned.listed, planned.pending, planned.audio_seconds) == (2, 2, 1200.0)
+    assert planned.pending_bytes == 2 * wav("a").bytes
+    assert planned.manifest.schema == MANIFEST
+    assert planned.manifest.to_pylist()[0] == {
+        "media_id": "id-a",
+        "uri": "s3://archive/a.wav",
+        "version": "etag-a",
+        "bytes": wav("a").bytes,
+        "part_seconds": 75.0,
+        "done_parts": [],
+        "attempt": 1,
+    }
+
+
+def test_what_is_complete_is_seen_and_not_read_again() -> None:
+    planned = plan([wav("a"), wav("b")], ledger(*whole("a", parts=3)), OPTIONS, SLOTS)
+    assert planned.manifest["media_id"].to_pylist() == ["id-b"]
+    assert planned.listed == 2 and planned.audio_seconds == 600.0
+    assert planned.media.schema == MEDIA
+    assert planned.media["media_id"].to_pylist() == ["id-a", "id-b"]
+    assert all(seen.tzinfo is not None for seen in planned.media["seen_at"].to_pylist())
+
+
+def test_an_archive_that_is_done_needs_no_run() -> None:
+    planned = plan([wav("a"), wav("b")], ledger(*whole("a"), *whole("b", parts=2)), OPTIONS, SLOTS)
+    assert (planned.pending, planned.pending_bytes, planned.audio_seconds) == (0, 0, 0.0)
+    assert planned.manifest.schema == MANIFEST
+
+
+def test_a_file_half_done_keeps_its_cut_and_skips_what_it_has() -> None:
+    done = ledger(dict(index=3), dict(index=0), dict(index=1))
+    planned = plan([wav("a"), wav("b")], done, ReadOptions(part_seconds=300.0), SLOTS)
+    half, fresh = planned.manifest.to_pylist()
+    assert (half["part_seconds"], half["done_parts"], half["attempt"]) == (60.0, [0, 1, 3], 1)
+    assert (fresh["part_seconds"], fresh["done_parts"]) == (300.0, [])
+
+
+def test_a_gap_before_the_last_part_is_pending() -> None:
+    rows = [row for row in whole("a", parts=4) if row["index"] != 2]
+    assert plan([wav("a")], ledger(*rows), OPTIONS, SLOTS).manifest["done_parts"].to_pylist() == [[0, 1, 3]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=st.integers(1, 12), data=st.data())
+def test_a_file_is_pending_until_its_last_part_is_in(parts: int, data: st.DataObject) -> None:
+    stored = data.draw(st.sets(st.integers(0, parts - 1)))
+    rows = [row for row in whole("a", parts) if row["index"] in stored]
+    order = data.draw(st.permutations(rows))
+    planned = plan([wav("a")], ledger(*order), OPTIONS, SLOTS)
+    expected = [] if len(stored) == parts else [sorted(stored)]
+    assert planned.manifest["done_parts"].to_pylist() == expected
+
+
+def test_what_left_the_archive_is_nobodys_business() -> None:
+    planned = plan([wav("b")], ledger(*whole("gone")), OPTIONS, SLOTS)
+    assert planned.manifest["media_id"].to_pylist() == planned.media["media_id"].to_pylist() == ["id-b"]
+
+
+def test_an_object_that_changed_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "talk.wav"
+    path.write_bytes(bytes(4000))
+    (before,) = list_media([str(path)])
+    done = ledger(dict(media_id=before.media_id, is_last=True))
+    assert plan(list_media([str(path)]), done, OPTIONS, SLOTS).pending == 0
+    path.write_bytes(bytes(6000))
+    (changed,) = plan(list_media([str(path)]), done, OPTIONS, SLOTS).manifest.to_pylist()
+    assert changed["uri"] == before.uri and changed["bytes"] == 6000
+    assert changed["media_id"] != before.media_id
+    assert (changed["done_parts"], changed["attempt"]) == ([], 1)
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["failed", "timeout"])
+def test_a_failure_is_tried_again_and_counted(status: str) -> None:
+    failed = ledger(dict(index=0), dict(index=1, is_last=True, status=status, attempts=2))
+    (row,) = plan([wav("a")], failed, ReadOptions(retries=2), SLOTS).manifest.to_pylist()
+    assert (row["attempt"], row["done_parts"], row["part_seconds"]) == (3, [0], 60.0)
+
+
+@pytest.mark.parametrize(("retries", "attempts", "pending"), [(0, 1, 0), (1, 1, 1), (2, 2, 1), (2, 3, 0), (2, 4, 0)])
+def test_after_so_many_retries_a_file_is_left_alone(retries: int, attempts: int, pending: int) -> None:
+    failed = ledger(dict(is_last=True, status="failed", attempts=attempts))
+    assert plan([wav("a")], failed, ReadOptions(retries=retries), SLOTS).pending == pending
+
+
+def test_a_file_left_alone_is_tried_again_when_more_retries_are_allowed() -> None:
+    failed = ledger(dict(is_last=True, status="timeout", attempts=3))
+    assert plan([wav("a")], failed, ReadOptions(retries=2), SLOTS).pending == 0
+    (row,) = plan([wav("a")], failed, ReadOptions(retries=3), SLOTS).manifest.to_pylist()
+    assert row["attempt"] == 4
+
+
+@pytest.mark.parametrize("status", sorted(set(STATUSES) - {"failed", "timeout"}))
+def test_any_other_verdict_is_final(status: str) -> None:
+    assert plan([wav("a")], ledger(dict(is_last=True, status=status)), OPTIONS, SLOTS).pending == 0
+
+
+def test_text_is_never_thrown_away_to_try_again() -> None:
+    """A retry reads the whole file, yet what was understood of it is not done twice."""
+    rows = [dict(index=index, status=status) for index, status in enumerate(WITH_TEXT)]
+    last = dict(index=len(rows), is_last=True, status="timeout")
+    (row,) = plan([wav("a")], ledger(*rows, last), OPTIONS, SLOTS).manifest.to_pylist()
+    assert row["done_parts"] == list(range(len(rows)))
+
+
+# --- the length of parts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hours", "slots", "length"),
+    [(0.01, 16, 60.0), (1.0, 16, 225.0), (1.0, 48, 75.0), (1000.0, 16, 300.0), (1000.0, 100_000, 60.0)],
+)
+def test_parts_are_as_long_as_lets_every_slot_have_one(hours: float, slots: int, length: float) -> None:
+    assert plan([wav("a", hours * 3600)], NOTHING, OPTIONS, slots).part_seconds == length
+
+
+def test_only_what_is_pending_counts_for_the_length() -> None:
+    long, short = wav("a", 36_000.0), wav("b", 60.0)
+    assert plan([long, short], NOTHING, OPTIONS, SLOTS).part_seconds == 300.0
+    assert plan([long, short], ledger(*whole("a")), OPTIONS, SLOTS).part_seconds == 60.0
+
+
+@pytest.mark.parametrize("length", [5.0, 900.0, math.inf])
+def test_a_length_that_is_given_is_taken(length: float) -> None:
+    planned = plan([wav("a", 36_000.0)], NOTHING, ReadOptions(part_seconds=length), SLOTS)
+    assert planned.part_seconds == length
+    assert planned.manifest["part_seconds"].to_pylist() == [length]
+
+
+# --- blocks -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.integers(0, 3000), readers=st.integers(1, 400), per_reader=st.integers(1, 16), largest=st.integers(1, 99)
+)
+def test_blocks_are_the_manifest_in_order(rows: int, readers: int, per_reader: int, largest: int) -> None:
+    manifest = pa.table({"media_id": pa.array(range(rows), pa.int64())})
+    found = blocks(manifest, readers, per_reader, largest)
+    assert [row for block in found for row in block["media_id"].to_pylist()] == list(range(rows))
+    assert all(0 < block.num_rows <= largest for block in found)
+    assert len(found) >= min(rows, readers * per_reader), "a reader would have nothing to do"
+    assert len({block.num_rows for block in found[:-1]}) <= 1
+
+
+def test_few_files_are_a_block_each_and_many_share_one() -> None:
+    manifest = pa.table({"media_id": pa.array(range(1000), pa.int64())})
+    assert [block.num_rows for block in blocks(manifest.slice(0, 9), readers=2)] == [1] * 9
+    assert {block.num_rows for block in blocks(manifest, readers=2)} == {62, 1000 % 62}
