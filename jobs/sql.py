@@ -20,7 +20,7 @@ from pipeline import catalog
 from pipeline.store import Store
 
 PROMPT = "sql> "
-GREETING = "One SELECT a line, DESCRIBE segments for its columns, an empty line or Ctrl-D to leave."
+GREETING = "One SELECT a line; DESCRIBE segments tells its columns; an empty line leaves."
 
 
 def ask(dest: str, query: str, output: str) -> None:
