@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs import console
+from jobs.progress import Progressing
 from jobs.samples import assemble, clips, fetch_samples, spoken
 from jobs.transcribe import Request, execute
 from pipeline import catalog
@@ -46,7 +47,7 @@ def demo(folder: Path) -> None:
     samples = fetch_samples()
     archive, tables = folder / "archive", str(folder / "transcripts")
     make_archive(samples, archive)
-    summary = execute(Request((str(archive),), tables, Config(model="base")), console.Progressing())
+    summary = execute(Request((str(archive),), tables, Config(model="base")), Progressing())
     if not summary.pending:
         console.out.print(f"Remove {folder} to hear it again.")
         return

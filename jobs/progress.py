@@ -63,7 +63,7 @@ class Progressing(Watcher):
     def finished(self, summary: Summary) -> None:
         if not summary.pending:
             files = count(summary.listed, "file")
-            out.print(f"Nothing to do: {files} already transcribed with this model and options.", soft_wrap=True)
+            out.print(f"Nothing to do: {files} done or given up with this model and options.", soft_wrap=True)
         elif self._dry_run:
             out.print("Dry run: nothing was transcribed or written.")
         else:

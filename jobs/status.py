@@ -53,8 +53,8 @@ def status(dest: str) -> Status:
     Raises: `DestinationError` when there are none.
     """
     store = Store.open(dest)
-    runs = store.runs()
-    started = datetime.fromisoformat(runs[-1]["started_at"]) if runs else datetime.max.replace(tzinfo=UTC)
+    latest_run = store.latest_run()
+    started = datetime.fromisoformat(latest_run["started_at"]) if latest_run else datetime.max.replace(tzinfo=UTC)
     with closing(catalog.connect(store)) as connection:
         counts = _row(connection, _COUNTS)
         audio_left = _row(connection, _LEFT)["seconds"] or 0.0

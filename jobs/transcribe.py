@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from jobs.cluster import Machines, is_connected, ray_session, this_machine
 from pipeline.config import Config
 from pipeline.job import Job, Model
+from pipeline.objects import ObjectStore
 from pipeline.placement import place
 from pipeline.run import Run, Summary
 from pipeline.store import Store
@@ -46,14 +47,18 @@ class Request:
     dry_run: bool = False
 
 
-def transcribe(sources: str | Sequence[str], to: str, model: str = "base", config: Config | None = None) -> Summary:
+def transcribe(
+    sources: str | Sequence[str], to: str, model: str | None = None, config: Config | None = None
+) -> Summary:
     """Transcribe every media object of `sources` that the tables at `to` do not have yet; returns what was done.
 
-    sources: paths or urls of files, folders or globs. Uses the Ray this process is connected to, or starts one here.
+    sources: paths or urls of files, folders or globs. model: wins over that of `config`; base if neither says one.
+    Uses the Ray this process is connected to, or starts one here.
     Raises: subclasses of `model.errors.EarwitnessError`, each one sentence.
     """
     listed = (sources,) if isinstance(sources, str) else tuple(sources)
-    return execute(Request(listed, to, replace(config or Config(), model=model)), Watcher())
+    settings = config or Config()
+    return execute(Request(listed, to, replace(settings, model=model or settings.model)), Watcher())
 
 
 def execute(request: Request, watcher: Watcher) -> Summary:
@@ -77,11 +82,13 @@ def _prepare(request: Request, machines: Machines) -> Run:
     config = request.config
     model = Model.of(config)
     placement = place(config.run, machines.resources, machines.nodes, machines.cores_per_node)
-    job = Job(config, model, placement, request.to)
     store = Store.find(request.to)
+    # Workers have other working directories: what they are told is absolute.
+    to = ObjectStore(request.to).address
+    job = Job(config, model, placement, to)
     if store and not request.dry_run:
-        return Run.prepare(request.sources, Store.open(request.to, create=True), job)
+        return Run.prepare(request.sources, Store.open(to, create=True), job)
     run = Run.look(request.sources, store, job)
     if not request.dry_run:  # new tables, made only now: a misspelt source leaves nothing behind
-        run.store = Store.open(request.to, create=True)
+        run.store = Store.open(to, create=True)
     return run

@@ -38,9 +38,16 @@ class DecoderCache:
         text, audio = dims.n_text_ctx, dims.n_audio_ctx
         return cls(empty(text), empty(text), empty(audio), empty(audio))
 
-    def layer(self, index: int, rows: Tensor, positions: Tensor) -> LayerCache:
-        """What one layer needs in one forward pass; see `LayerCache`."""
-        return LayerCache(self, index, rows, positions)
+    @staticmethod
+    def slot_bytes(dims: Dimensions, dtype: torch.dtype) -> int:
+        """What one slot takes: keys and values, for text and audio, in every layer."""
+        return 2 * dims.n_text_layer * dims.n_text_state * (dims.n_text_ctx + dims.n_audio_ctx) * dtype.itemsize
+
+    def layers(self, rows: Tensor, positions: Tensor) -> list[LayerCache]:
+        """What each layer needs in one forward pass; see `LayerCache`. Looks at the indices once, not once a layer."""
+        used = int(positions.max()) + 1
+        is_prefix = bool((rows == torch.arange(len(rows), device=rows.device)).all())
+        return [LayerCache(self, index, rows, positions, used, is_prefix) for index in range(len(self.self_k))]
 
     def move(self, source: int, target: int) -> None:
         """Copy slot `source` over slot `target`, so that the occupied slots stay a dense prefix."""
@@ -59,14 +66,16 @@ class LayerCache:
     index: int
     rows: Tensor
     positions: Tensor
+    used: int  # text positions filled, once this pass has appended its own
+    is_prefix: bool
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store self-attention k, v (B, H, T, head_dim); return all up to the last position: (B, H, used, head_dim)."""
         rows = self.rows[:, None]  # (B, 1), broadcast against positions (B, T)
         self.cache.self_k[self.index][rows, :, self.positions] = k.transpose(1, 2)
         self.cache.self_v[self.index][rows, :, self.positions] = v.transpose(1, 2)
-        used = int(self.positions.max()) + 1
-        return self._read(self.cache.self_k)[:, :, :used], self._read(self.cache.self_v)[:, :, :used]
+        k, v = self._read(self.cache.self_k), self._read(self.cache.self_v)
+        return k[:, :, : self.used], v[:, :, : self.used]
 
     def cross(self) -> tuple[Tensor, Tensor]:
         """Cross-attention keys and values, each (B, H, n_audio_ctx, head_dim)."""
@@ -74,6 +83,4 @@ class LayerCache:
 
     def _read(self, tensor: Tensor) -> Tensor:
         layer = tensor[self.index]
-        count = len(self.rows)
-        is_prefix = bool((self.rows == torch.arange(count, device=self.rows.device)).all())
-        return layer[:count] if is_prefix else layer[self.rows]
+        return layer[: len(self.rows)] if self.is_prefix else layer[self.rows]

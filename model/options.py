@@ -7,6 +7,7 @@ same rules. Defaults are those of openai/whisper's `transcribe()`; the sources o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from model.errors import UsageError
@@ -44,7 +45,7 @@ class DecodeOptions:
             object.__setattr__(self, "language", language_code(self.language))
         _one_of("task", self.task, TASKS)
         _one_of("language_window", self.language_window, LANGUAGE_WINDOWS)
-        if not self.temperatures or any(t < 0 for t in self.temperatures):
+        if not self.temperatures or any(not 0 <= t < math.inf for t in self.temperatures):
             raise UsageError(f"temperatures is {list(self.temperatures)}: give at least one number, none below 0.")
 
 

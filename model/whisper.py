@@ -136,10 +136,11 @@ class TextDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, cache: DecoderCache, rows: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.positional_embedding[positions]  # (B, T, D)
-        seen = torch.arange(int(positions.max()) + 1, device=tokens.device)
+        layers = cache.layers(rows, positions)
+        seen = torch.arange(layers[0].used, device=tokens.device)
         hidden = (seen > positions[:, :, None])[:, None]  # (B, 1, T, used): a token sees itself and the ones before
-        for index, block in enumerate(self.blocks):
-            x = block(x, cache.layer(index, rows, positions), hidden)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, layer, hidden)
         return self.ln(x)  # type: ignore[no-any-return]
 
 

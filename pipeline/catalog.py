@@ -70,7 +70,8 @@ CREATE TABLE steps.shown AS
         QUALIFY row_number() OVER (PARTITION BY media_id, generation, "index" ORDER BY attempts DESC, _shard) = 1),
     newest AS (
         SELECT media_id, generation, max("index") FILTER (is_last) + 1 AS parts_total,
-            count(*) FILTER (_has_text) AS parts_done, coalesce(parts_done = parts_total, false) AS complete
+            count(*) FILTER (_has_text) AS parts_done,
+            coalesce(bool_and(_has_text) AND parts_done = parts_total, false) AS complete
         FROM chosen GROUP BY media_id, generation
         QUALIFY row_number() OVER (
             PARTITION BY media_id ORDER BY complete DESC, max(committed_at) DESC, generation) = 1)

@@ -21,6 +21,7 @@ from model.options import DecodeOptions
 from pipeline.records import SCHEMA_VERSION
 
 MIN_PART_SECONDS, MAX_PART_SECONDS = 5.0, 900.0
+MAX_TIMEOUT_SECONDS = 1e6
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -42,14 +43,16 @@ class ReadOptions:
             )
         _at_least(self, 0, "retries")
         _above_zero(self, "max_hours", "timeout_seconds")
+        if not self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            raise UsageError(f"timeout_seconds is {self.timeout_seconds:g}: give at most {MAX_TIMEOUT_SECONDS:g}.")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How the work is spread. But for `precision`, none of these changes a token."""
+    """How the work is spread. But for `precision`, none changes a token; a planner left to choose cuts by the slots."""
 
     slots: int | None = None  # windows decoded together by one model actor; None: 16 on CPU, 64 on a GPU
-    model_actors: int | None = None  # None: one per GPU of the cluster, or one on CPU
+    model_actors: int | None = None  # None: one per GPU of the cluster, or one per machine without
     decode_actors: int | None = None  # None: what keeps the model actors fed
     parts_per_shard: int = 16  # parts that are stored, and become visible, together
     publish_seconds: float = 5.0  # at most so often a Delta commit is made
@@ -64,7 +67,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. `decode` decides the text, `read` the cuts, `run` only the speed."""
+    """Everything that decides a run. `decode` decides the text, `read` the cuts, `run` little but the speed."""
 
     model: str = "base"  # a name of `earwitness models list`, or the path of a checkpoint
     decode: DecodeOptions = field(default_factory=DecodeOptions)
@@ -72,10 +75,14 @@ class Config:
     run: RunOptions = field(default_factory=RunOptions)
 
     def generation(self, model_sha256: str) -> str:
-        """Name of everything that decides the output: 16 hex digits; a changed rule or model makes a new one."""
+        """Name of all that was asked for and decides the output, 16 hex digits: another rule or model is another name.
+
+        Where a file is cut, when the planner may choose, is not in it: that stands in `parts.part_seconds`.
+        """
         decided_by = {
             "model": model_sha256,
             "decode": asdict(self.decode),
+            "read": [str(self.read.part_seconds), str(self.read.max_hours)],
             "precision": self.run.precision,
             "schema": SCHEMA_VERSION,
         }

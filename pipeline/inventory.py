@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,13 @@ import fsspec
 from model.errors import MediaError, SourceError
 
 COPY_BYTES = 4 << 20
+_CLIENT_ERRORS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
 
 # Bytes that a second of audio typically takes, picture included. Only sizes are known before reading, so hours are an
 # estimate, good to a factor of two or three: enough to choose a part length.
@@ -269,7 +277,7 @@ def _media_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        reason = "It is gone since it was listed, or has a name that is not UTF-8: restore or rename it."
+        reason = f"It is gone, or on a disk that {platform.node()} does not share, or its name is not UTF-8."
         raise MediaError("failed", reason) from error
     except PermissionError as error:
         raise MediaError("failed", "It may not be read: check its permissions, or the credentials.") from error
@@ -278,6 +286,5 @@ def _media_errors(uri: str) -> Iterator[None]:
 
 
 def _storage_failures() -> tuple[type[Exception], ...]:
-    """What storages raise: OSError, and botocore's own where s3fs brought it (no credentials, no connection)."""
-    botocore = sys.modules.get("botocore.exceptions")
-    return (OSError, botocore.BotoCoreError) if botocore else (OSError,)
+    """What storages raise: OSError, and what the clients that are in use have besides (no credentials, an HTTP 503)."""
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in _CLIENT_ERRORS if module in sys.modules))

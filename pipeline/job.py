@@ -5,6 +5,7 @@ It holds no credentials, no weights and no open connections; each stage makes it
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from model.tokenizer import Tokenizer
@@ -31,7 +32,9 @@ class Model:
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
         tokenizer.sot_sequence(config.decode.language or "en", config.decode.task)
         tokenizer.suppressed(config.decode.suppress_tokens)
-        return cls(config.model, checkpoint.sha256, checkpoint.dims.n_mels)
+        # Workers have other working directories.
+        name = os.path.abspath(config.model) if os.path.exists(config.model) else config.model
+        return cls(name, checkpoint.sha256, checkpoint.dims.n_mels)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,13 @@ class ObjectStore:
             self._fs, self._failures = _s3_filesystem(self.url)
             self._root = self.url.removeprefix("s3://")
 
+    @property
+    def address(self) -> str:
+        """The same place for a process in any working directory."""
+        return self._root if self.is_local else self.url
+
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
-        return ObjectStore, (self.url,)  # the other process builds its own connection from its own environment
+        return ObjectStore, (self.address,)  # the other process builds its own connection from its own environment
 
     def create(self, path: str, data: bytes) -> None:
         """Store `data` under `path`, once: repeating the same bytes is success.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -35,6 +36,8 @@ SEARCH_FRACTION = 0.2
 # Loudness is the energy of 0.3 s, the length of a pause between phrases, looked at every 50 ms.
 FRAME_SAMPLES = 5 * HOP_LENGTH
 PAUSE_FRAMES = 6
+
+LARGEST_SHARE_OF_DISK = 0.9  # that one object may take while it is read
 
 
 @dataclass(frozen=True)
@@ -180,10 +183,18 @@ class ReadParts:
 
 def _timed_fetch(media: dict[str, Any], target: Path, spent: dict[str, float]) -> str:
     started = time.monotonic()
+    _require_room(media["bytes"], target.parent)
     try:
         return fetch(media["uri"], media["version"], target)
     finally:
         spent["fetch_seconds"] += time.monotonic() - started
+
+
+def _require_room(size: int, folder: Path) -> None:
+    """An object that never fits on this disk is a verdict; a disk that is full right now raises when it is written."""
+    disk = shutil.disk_usage(folder).total
+    if size > disk * LARGEST_SHARE_OF_DISK:
+        raise MediaError("rejected", f"Its {size:,} bytes do not fit on a disk of {disk:,}: set TMPDIR to another.")
 
 
 def _evidence(part: PcmPart, report: MediaReport, sha256: str | None) -> dict[str, Any]:

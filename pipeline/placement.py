@@ -18,7 +18,7 @@ SLOTS_ON_GPU = 64
 # Reading is a few hundred times faster than real time per core, a GPU a thousand and more.
 DECODE_ACTORS_PER_GPU = 4
 DECODE_CPUS = 0.5  # ffmpeg runs beside its actor, and both wait for each other
-CPU_MODEL_SHARE = 0.5  # of a machine's cores that a model actor without GPU books; its threads use all of them
+CPU_MODEL_SHARE = 0.5  # of a machine's cores that its model actors without GPU book; their threads use all
 SINK_CPUS = 0.25
 MODELS_PER_SINK = 8
 FREE_CPUS = 0.25  # never booked by actors, so that Ray's own tasks always find room
@@ -61,11 +61,12 @@ def place(run: RunOptions, resources: Mapping[str, float], nodes: int, cores_per
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 0.0)
     on_gpu = gpus > 0
     model_actors = run.model_actors or (gpus if on_gpu else nodes)
+    per_node = math.ceil(model_actors / nodes)
     placement = Placement(
         model_actors=model_actors,
-        model_cpus=0.0 if on_gpu else max(DECODE_CPUS, cpus / nodes * CPU_MODEL_SHARE),
+        model_cpus=0.0 if on_gpu else max(DECODE_CPUS, cpus / nodes * CPU_MODEL_SHARE / per_node),
         model_gpus=1.0 if on_gpu else 0.0,
-        threads=cores_per_node,
+        threads=max(1, cores_per_node // per_node),
         slots=run.slots or (SLOTS_ON_GPU if on_gpu else SLOTS_ON_CPU),
         decode_actors=run.decode_actors or (DECODE_ACTORS_PER_GPU * model_actors if on_gpu else model_actors),
     )

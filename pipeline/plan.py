@@ -11,10 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import ReadOptions
 from pipeline.inventory import MediaObject, choose_part_seconds, estimate_seconds
 from pipeline.records import MANIFEST, MEDIA, WORTH_ANOTHER_TRY
+
+LEDGER_ROWS = 65_536  # turned into Python values at once
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Plan:
 
     @property
     def pending_bytes(self) -> int:
-        return sum(self.manifest["bytes"].to_pylist())
+        return int(pc.sum(self.manifest["bytes"]).as_py() or 0)
 
 
 @dataclass
@@ -59,14 +62,15 @@ def plan(objects: Iterable[MediaObject], done_parts: pa.Table, options: ReadOpti
 
     The cut of a file belongs to its parts' identity, so a file that is half done keeps the part length it began with.
     """
-    ledger = _by_media(done_parts.to_pylist(), options.retries)
+    rows = (row for batch in done_parts.to_batches(max_chunksize=LEDGER_ROWS) for row in batch.to_pylist())
+    ledger = _by_media(rows, options.retries)
     listed = list(objects)
     pending = [media for media in listed if not ledger.get(media.media_id, _Ledger()).is_complete]
     seconds = sum(estimate_seconds(media.uri, media.bytes) for media in pending)
     part_seconds = options.part_seconds or choose_part_seconds(seconds, slots)
-    rows = [_manifest_row(media, ledger.get(media.media_id), part_seconds) for media in pending]
+    pending_rows = [_manifest_row(media, ledger.get(media.media_id), part_seconds) for media in pending]
     return Plan(
-        manifest=pa.Table.from_pylist(rows, schema=MANIFEST),
+        manifest=pa.Table.from_pylist(pending_rows, schema=MANIFEST),
         media=_media_table(listed),
         part_seconds=part_seconds,
         audio_seconds=seconds,
@@ -79,7 +83,7 @@ def blocks(manifest: pa.Table, readers: int, per_reader: int = 8, largest: int =
     return [manifest.slice(first, rows) for first in range(0, manifest.num_rows, rows)]
 
 
-def _by_media(rows: Sequence[dict[str, Any]], retries: int) -> dict[str, _Ledger]:
+def _by_media(rows: Iterable[dict[str, Any]], retries: int) -> dict[str, _Ledger]:
     ledger: dict[str, _Ledger] = {}
     for row in rows:
         media = ledger.setdefault(row["media_id"], _Ledger())

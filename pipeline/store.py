@@ -95,9 +95,19 @@ class Store:
 
     def publish(self, shards: list[dict[str, Any]]) -> None:
         """Make prepared shards visible: `shards` are `records.SHARD` rows. Repeating it changes nothing."""
+        self._require_seen(shards)
         spoken = [shard for shard in shards if shard["segments_path"] is not None]
         self._add("segments", [_action(shard, "segments") for shard in spoken])
         self._add("parts", [_action(shard, "parts") for shard in shards])
+
+    def _require_seen(self, shards: list[dict[str, Any]]) -> None:
+        """A folder of the same name on another machine takes what workers write there, and is not this one."""
+        for shard in shards if self.objects.is_local else ():
+            if not self.objects.exists(f"parts/{shard['parts_path']}"):
+                raise DestinationError(
+                    f"A worker stored results in its own {self.objects.url}, which this machine does not see: give a "
+                    f"folder that all machines share, or s3://BUCKET/PREFIX."
+                )
 
     def recover(self) -> int:
         """Finish what a killed run had prepared, clear away what it had not; returns how many shards rolled forward.
@@ -148,6 +158,11 @@ class Store:
         self.objects.create(f"runs/{name}.json", text.encode())
         return name
 
+    def latest_run(self) -> dict[str, Any] | None:
+        """What `add_run` kept last; None when nothing ever ran."""
+        paths = self.objects.list("runs")
+        return json.loads(self.objects.read(max(paths))) if paths else None
+
     def runs(self) -> list[dict[str, Any]]:
         """What `add_run` kept, oldest first."""
         return [json.loads(self.objects.read(path)) for path in sorted(self.objects.list("runs"))]
@@ -156,7 +171,10 @@ class Store:
         """Some columns of one table. deltalake's own engine: 1.2 s for 2,000 objects, its pyarrow dataset took 5 s."""
         wanted = ", ".join(f'"{column}"' for column in columns)
         engine = QueryBuilder().register(name, self.table(name))
-        rows = pa.table(engine.execute(f"SELECT {wanted} FROM {name} WHERE {condition}").read_all())
+        try:
+            rows = pa.table(engine.execute(f"SELECT {wanted} FROM {name} WHERE {condition}").read_all())
+        except Exception as error:  # deltalake's engine has no class of its own for an object that cannot be read
+            raise _unusable(self.objects, f"table {name}", error) from error
         return rows.cast(pa.schema([TABLES[name].field(column) for column in columns]))
 
     def _add(self, name: str, actions: list[AddAction]) -> None:

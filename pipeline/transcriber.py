@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -18,15 +19,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from model.cache import DecoderCache
 from model.engine import Engine
 from model.errors import ModelError
 from model.tokenizer import Tokenizer
 from model.transcript import Part, Segment, Transcript
-from model.whisper import from_state
+from model.whisper import Whisper, from_state
 from pipeline.job import Job
 from pipeline.records import RESULT
 from pipeline.tally import Tally
 from pipeline.weights import load_model
+
+CACHE_SHARE = 0.6  # of free GPU memory for the slots; the rest is for encoding and prompts
 
 
 class EngineThread:
@@ -82,7 +86,8 @@ class Transcriber:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         net = from_state(checkpoint.dims, checkpoint.state, getattr(torch, job.config.run.precision)).to(device)
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
-        self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, job.place.slots))
+        slots = min(job.place.slots, _room_for_slots(net))
+        self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, slots))
         self._model = job.model
         self._worker = f"{platform.node()}/{os.getpid()}"
         self._tally = tally
@@ -117,6 +122,14 @@ class Transcriber:
             "worker": self._worker,
             "segment_rows": segments,
         }
+
+
+def _room_for_slots(net: Whisper) -> int:
+    """Slots whose caches fit into what the GPU has free; without a GPU, as many as anybody asks for."""
+    if net.device.type != "cuda":
+        return sys.maxsize
+    free, _ = torch.cuda.mem_get_info(net.device)
+    return max(1, int(free * CACHE_SHARE) // DecoderCache.slot_bytes(net.dims, net.dtype))
 
 
 def _rows(batch: pa.Table) -> list[dict[str, Any]]:

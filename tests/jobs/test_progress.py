@@ -158,7 +158,7 @@ def test_failures_come_with_the_query_that_explains_them(capsys: pytest.CaptureF
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_nothing_to_do(capsys: pytest.CaptureFixture[str], dry_run: bool) -> None:
     Progressing(dry_run).finished(Summary("g", listed=1))
-    said = "Nothing to do: 1 file already transcribed with this model and options.\n"
+    said = "Nothing to do: 1 file done or given up with this model and options.\n"
     assert capsys.readouterr() == (said, "")
 
 

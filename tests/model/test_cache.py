@@ -47,7 +47,7 @@ def test_tokens_are_written_to_their_rows_and_positions_only() -> None:
     memory = cache()
     rows, positions = torch.tensor([2, 0]), torch.tensor([[1, 2], [4, 5]])
     k, v = torch.rand(2, 2, 2, 4), torch.rand(2, 2, 2, 4)  # (B, H, T, head_dim)
-    memory.layer(1, rows, positions).append(k, v)
+    memory.layers(rows, positions)[1].append(k, v)
     expected_k, expected_v = torch.zeros(2, 3, 2, 6, 4), torch.zeros(2, 3, 2, 6, 4)
     for batch, row in enumerate((2, 0)):
         for token in range(2):
@@ -61,7 +61,7 @@ def test_tokens_are_written_to_their_rows_and_positions_only() -> None:
 def test_reading_goes_up_to_the_last_position_of_any_row() -> None:
     memory = filled()
     rows, positions = torch.tensor([2, 0]), torch.tensor([[1], [3]])
-    k, v = memory.layer(0, rows, positions).append(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
+    k, v = memory.layers(rows, positions)[0].append(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
     assert torch.equal(k, memory.self_k[0, [2, 0], :, :4])
     assert torch.equal(v, memory.self_v[0, [2, 0], :, :4])
     assert not k[0, :, 1].any() and not k[1, :, 3].any()
@@ -70,7 +70,7 @@ def test_reading_goes_up_to_the_last_position_of_any_row() -> None:
 @pytest.mark.parametrize("rows", [[0], [0, 1], [0, 1, 2], [1], [1, 0], [2, 0], [0, 2]])
 def test_any_rows_are_read_and_a_dense_prefix_is_not_copied(rows: list[int]) -> None:
     memory = filled()
-    k, v = memory.layer(1, torch.tensor(rows), torch.zeros(len(rows), 1, dtype=torch.long)).cross()
+    k, v = memory.layers(torch.tensor(rows), torch.zeros(len(rows), 1, dtype=torch.long))[1].cross()
     assert torch.equal(k, memory.cross_k[1, rows])
     assert torch.equal(v, memory.cross_v[1, rows])
     shares_memory = k.untyped_storage().data_ptr() == memory.cross_k.untyped_storage().data_ptr()
@@ -83,3 +83,9 @@ def test_a_slot_moves_with_all_it_has_seen() -> None:
     for now, then in zip(everything(memory), everything(before), strict=True):
         assert torch.equal(now[:, 0], then[:, 2])
         assert torch.equal(now[:, 1:], then[:, 1:])
+
+
+def test_slot_bytes_are_what_a_slot_is_given() -> None:
+    memory = DecoderCache.allocate(DIMS, 3, torch.bfloat16, torch.device("cpu"))
+    given = sum(tensor.nbytes for tensor in (memory.self_k, memory.self_v, memory.cross_k, memory.cross_v))
+    assert given == 3 * DecoderCache.slot_bytes(DIMS, torch.bfloat16)

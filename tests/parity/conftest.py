@@ -27,7 +27,6 @@ from pipeline.weights import load_model
 from tests.parity.matrix import Audio, Matrix, Sides
 from tests.parity.recorded import Ours, RememberingNet
 
-THREADS = 2  # or fewer, where OMP_NUM_THREADS says so
 LISTED = pytest.StashKey[list[str]]()
 
 
@@ -38,9 +37,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Runs stand side by side instead, two at a time."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(before, THREADS))
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from model.errors import DestinationError, UsageError
+from model.segments import SEEK_RULES
 from pipeline import snapshot
 from pipeline.catalog import VIEWS, connect, query, select
 from pipeline.records import MEDIA, PARTS, SEGMENTS
@@ -115,6 +116,39 @@ def test_a_file_is_as_bad_as_its_worst_part(store: Store, results: Results) -> N
     _publish(store, good, bad)
     row = _one(store, "SELECT status, error, parts_done, parts_failed, parts_total, complete FROM files")
     assert list(row.values()) == ["failed", "lost", 2, 1, 3, False]
+
+
+def test_a_failure_in_the_place_of_a_lost_part_completes_nothing(store: Store, results: Results) -> None:
+    """Parts 0, 1 and 3 were stored, then the file could not be fetched: the failure stands at 2, and is the last."""
+    _publish(store, results("a", generation="1" * 16))
+    new = results("a", parts=4, generation="2" * 16)
+    failure = results("a", parts=3, generation="2" * 16, status="failed", segment_rows=None, part_id="none").slice(2, 1)
+    _publish(store, new.slice(0, 2), new.slice(3, 1), failure)
+    assert _one(store, "SELECT generation, complete FROM files") == {"generation": "1" * 16, "complete": True}
+
+
+def test_a_new_attempt_replaces_a_failure_that_had_another_end(store: Store, results: Results) -> None:
+    failure = results("a", parts=1, status="timeout", segment_rows=None, part_id="without-an-end", end=0.0)
+    _publish(store, failure, results("a", parts=1, attempts=2))
+    assert _one(store, "SELECT status FROM parts") == {"status": "ok"}
+    assert query(store, "FROM failures").num_rows == 0
+
+
+def test_where_a_window_was_cut_is_no_doubt(store: Store, results: Results) -> None:
+    cut, hot = results("a", parts=1, segments=1), results("b", parts=1, segments=1)
+    cut, hot = (
+        _with_rules(table, rules) for table, rules in ((cut, [*SEEK_RULES]), (hot, [*SEEK_RULES, "improbable"]))
+    )
+    _publish(store, cut, hot)
+    assert _one(store, "SELECT media_id, reasons FROM review_queue") == {"media_id": "b", "reasons": ["improbable"]}
+
+
+def _with_rules(table: pa.Table, rules: list[str]) -> pa.Table:
+    rows = table.to_pylist()
+    for row in rows:
+        for segment in row["segment_rows"]:
+            segment["rules_fired"] = rules
+    return pa.Table.from_pylist(rows, schema=table.schema)
 
 
 def test_coverage_is_a_share_of_what_was_decoded(store: Store, results: Results) -> None:

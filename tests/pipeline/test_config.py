@@ -219,11 +219,14 @@ def test_the_weights_make_a_new_generation_and_their_name_does_not() -> None:
     assert Config(model="base").generation(SHA256) == Config(model="/models/base.pt").generation(SHA256)
 
 
-def test_precision_makes_a_new_generation_and_no_other_run_or_read_option() -> None:
+def test_what_was_asked_of_cuts_and_precision_makes_a_new_generation_and_no_other_option() -> None:
     usual = Config().generation(SHA256)
     assert Config(run=RunOptions(precision="float16")).generation(SHA256) != usual
+    for length in (60.0, float("inf")):
+        assert Config(read=ReadOptions(part_seconds=length)).generation(SHA256) != usual
+    assert Config(read=ReadOptions(max_hours=1.0)).generation(SHA256) != usual
     spread = RunOptions(slots=3, model_actors=2, decode_actors=5, parts_per_shard=1, publish_seconds=0.0)
-    read = ReadOptions(part_seconds=60.0, max_hours=1.0, timeout_seconds=10.0, retries=0)
+    read = ReadOptions(timeout_seconds=10.0, retries=0)
     assert Config(run=spread, read=read).generation(SHA256) == usual
 
 
@@ -232,7 +235,7 @@ def test_a_generation_is_a_name_that_lasts(toml: Write) -> None:
 
     A new option changes it, and so announces that it will be: say so in the changelog.
     """
-    assert Config().generation(SHA256) == "dd2ac2cf04b8e866"
+    assert Config().generation(SHA256) == "e269432753e2ed5d"
     assert (
-        from_toml(toml("[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]")).generation(SHA256) == "dd2ac2cf04b8e866"
+        from_toml(toml("[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]")).generation(SHA256) == "e269432753e2ed5d"
     )

@@ -128,3 +128,10 @@ def test_nothing_that_is_placed_overbooks_the_cluster(
     assert placed.booked_cpus + FREE_CPUS <= cores * nodes
     assert placed.model_actors * placed.model_gpus <= gpus * nodes
     assert min(placed.model_actors, placed.decode_actors, placed.sink_actors) >= 1
+
+
+def test_several_models_on_one_machine_share_its_cores() -> None:
+    alone, shared = on_cpus(64), on_cpus(64, run=replace(DEFAULT, model_actors=2))
+    assert (alone.threads, shared.threads) == (64, 32)
+    assert shared.model_actors * shared.model_cpus == alone.model_cpus == 32.0
+    assert on_gpus(8, 64).threads == 8

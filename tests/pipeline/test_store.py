@@ -274,3 +274,28 @@ def test_two_first_runs_at_once_make_one_store(destination: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: Store.open(destination, create=True), range(4)))
     assert {store.table("parts").version() for store in stores} == {0}
+
+
+def test_results_on_another_machines_disk_are_not_published(tmp_path: Path, results: Results) -> None:
+    here, elsewhere = (Store.open(str(tmp_path / name / "archive"), create=True) for name in ("here", "elsewhere"))
+    shard = prepare(elsewhere.objects, results("a"))
+    with pytest.raises(DestinationError, match="give a folder that all machines share, or s3://BUCKET/PREFIX.$"):
+        here.publish([shard])
+    assert _rows(here, "parts") == _rows(here, "segments") == 0
+
+
+def test_a_ledger_that_lost_an_object_says_so(tmp_path: Path, results: Results) -> None:
+    store = Store.open(str(tmp_path / "archive"), create=True)
+    shard = prepare(store.objects, results("a"))
+    store.publish([shard])
+    store.objects.delete(f"parts/{shard['parts_path']}")
+    with pytest.raises(DestinationError):
+        store.done_parts(shard["parts_path"].split("/")[1])
+
+
+def test_the_latest_run_is_the_last_that_began(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "archive"), create=True)
+    assert store.latest_run() is None
+    store.objects.create("runs/20260101T000000Z-ffffffff.json", b'{"run": "first"}')
+    store.objects.create("runs/20260102T000000Z-00000000.json", b'{"run": "second"}')
+    assert store.latest_run() == {"run": "second"}
