@@ -1,4 +1,4 @@
-"""Reading one untrusted media file with ffmpeg: the only subprocess of the project.
+"""Reading one untrusted media file with ffmpeg: the only place where a foreign program touches an archive.
 
     private_file() ──▶ a folder with one file ──▶ Decoding ──▶ int16 chunks, 16 kHz mono ──▶ Decoding.report
 
