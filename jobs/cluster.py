@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from model.errors import UsageError
 
-OBJECT_STORE_BYTES = 2 << 30  # for each model actor on this machine: a hundred parts on their way
+# Ray Data lets half of its object store be on its way, and what a reader has put there counts as its memory.
+OBJECT_STORE_BYTES = 640 << 20
+OBJECT_STORE_BYTES_PER_GPU = 4 << 30  # 64 slots hold 1 GB of parts
 MIN_LOCAL_CPUS = 2.0  # booked, not real: a machine of one core runs the same graph, slower
 
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
@@ -114,7 +116,7 @@ def _start_here(machines: Machines) -> None:
             address="local",  # whatever RAY_ADDRESS says: a cluster is only used when it is asked for
             num_cpus=int(machines.resources["CPU"]),
             num_gpus=int(machines.resources["GPU"]),
-            object_store_memory=OBJECT_STORE_BYTES * max(1, int(machines.resources["GPU"])),
+            object_store_memory=OBJECT_STORE_BYTES + OBJECT_STORE_BYTES_PER_GPU * int(machines.resources["GPU"]),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,

@@ -30,6 +30,9 @@ from pipeline.records import RESULT
 from pipeline.tally import Tally
 from pipeline.weights import load_model
 
+# Parts in the engine beyond its slots, as a share of them. The engine serves the longest remaining part first, so the
+# more parts are open, the later the first is done, is stored, and leaves the memory.
+PARTS_IN_WAITING = 0.25
 CACHE_SHARE = 0.6  # of free GPU memory for the slots; the rest is for encoding and prompts
 
 
@@ -88,6 +91,7 @@ class Transcriber:
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
         slots = min(job.place.slots, _room_for_slots(net))
         self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, slots))
+        self._open = asyncio.Semaphore(slots + max(1, int(slots * PARTS_IN_WAITING)))
         self._model = job.model
         self._worker = f"{platform.node()}/{os.getpid()}"
         self._tally = tally
@@ -98,14 +102,16 @@ class Transcriber:
 
     async def _transcribe(self, row: dict[str, Any]) -> dict[str, Any]:
         mel, content_frames = row.pop("mel"), row.pop("content_frames")
-        started = time.perf_counter()
-        transcript = Transcript(row["part_id"])
-        if mel is not None:
-            part = Part(row["part_id"], mel.reshape(self._model.n_mels, row["mel_frames"]), content_frames)
-            transcript = await asyncio.wrap_future(self._engine.submit(part))
+        async with self._open:
+            started = time.perf_counter()
+            transcript = Transcript(row["part_id"])
+            if mel is not None:
+                part = Part(row["part_id"], mel.reshape(self._model.n_mels, row["mel_frames"]), content_frames)
+                transcript = await asyncio.wrap_future(self._engine.submit(part))
+            elapsed = time.perf_counter() - started
         self._tally.transcribed(row["end"] - row["start"])
         del row["mel_frames"]
-        return row | self._evidence(transcript, row["start"]) | {"transcribe_seconds": time.perf_counter() - started}
+        return row | self._evidence(transcript, row["start"]) | {"transcribe_seconds": elapsed}
 
     def _evidence(self, transcript: Transcript, part_start: float) -> dict[str, Any]:
         segments = [_segment_row(i, s, transcript, part_start) for i, s in enumerate(transcript.segments)]
