@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from model.errors import UsageError
 
 # Ray Data lets half of its object store be on its way, and what a reader has put there counts as its memory.
-OBJECT_STORE_BYTES = 640 << 20
+OBJECT_STORE_BYTES = 512 << 20
 OBJECT_STORE_BYTES_PER_GPU = 4 << 30  # 64 slots hold 1 GB of parts
 MIN_LOCAL_CPUS = 2.0  # booked, not real: a machine of one core runs the same graph, slower
 

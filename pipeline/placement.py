@@ -41,8 +41,8 @@ class Placement:
 
     @property
     def calls_in_flight(self) -> int:
-        """Blocks that a model actor works on at once: each holds at least one part, and half as many again wait."""
-        return self.slots * 3 // 2
+        """Blocks that a model actor works on at once: each holds at least one part, and a quarter more wait."""
+        return self.slots * 5 // 4
 
     @property
     def sink_actors(self) -> int:
