@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-    """Attention spelled out: with one query per row it beats the fused kernel on CPU (docs/decisions.md)."""
+    """Attention spelled out, for a mask that differs from row to row, or a single query per row."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, K)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -math.inf)
