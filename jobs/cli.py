@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
+from jobs import flags
 from model.errors import EarwitnessError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -74,7 +74,7 @@ def earwitness(
     help_when_alone(context)
 
 
-@app.command()
+@app.command(cls=flags.Grouped)
 def transcribe(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
     to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
@@ -83,16 +83,22 @@ def transcribe(
         str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")
     ] = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
-    initial_prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What each part starts from: names, terms.")
-    ] = None,
-    previous_text: Annotated[
-        bool | None,
-        typer.Option("--previous-text/--no-previous-text", help="Prompt each window with the text before it."),
-    ] = None,
-    part_seconds: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest part, 5 to 900; inf keeps files whole.")
-    ] = None,
+    exact: flags.Exact = False,
+    precision: flags.Precision = None,
+    initial_prompt: flags.InitialPrompt = None,
+    hotwords: flags.Hotwords = None,
+    previous_text: flags.PreviousText = None,
+    word_timestamps: flags.WordTimestamps = None,
+    suppress_tokens: flags.SuppressTokens = None,
+    beam_size: flags.BeamSize = None,
+    patience: flags.Patience = None,
+    length_penalty: flags.LengthPenalty = None,
+    best_of: flags.BestOf = None,
+    language_windows: flags.LanguageWindows = None,
+    language_per_window: flags.LanguagePerWindow = None,
+    voice_activity: flags.VoiceActivity = None,
+    hallucination_silence: flags.HallucinationSilence = None,
+    part_seconds: flags.PartSeconds = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster; else this machine.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
@@ -102,18 +108,29 @@ def transcribe(
 
     SOURCE is any number of files, folders, globs or urls; of a folder, every audio and video file is taken.
     """
-    from pipeline.config import Config, from_toml
+    from pipeline.config import configured
 
-    settings = from_toml(config) if config else Config()
-    decode = _given(language=language, task=task, initial_prompt=initial_prompt, previous_text=previous_text)
+    decode = _given(
+        language=language,
+        task=task,
+        initial_prompt=initial_prompt,
+        hotwords=hotwords,
+        previous_text=previous_text,
+        word_timestamps=word_timestamps,
+        suppress_tokens=flags.token_ids(suppress_tokens),
+        beam_size=beam_size,
+        patience=patience,
+        length_penalty=length_penalty,
+        best_of=best_of,
+        language_windows=language_windows,
+        language_per_window=language_per_window,
+        hallucination_silence=hallucination_silence,
+    )
     if language == "auto":
         decode["language"] = None
-    settings = replace(
-        settings,
-        decode=replace(settings.decode, **decode),
-        read=replace(settings.read, **_given(part_seconds=part_seconds)),
-        **_given(model=model),
-    )
+    read = _given(voice_activity=voice_activity, part_seconds=part_seconds)
+    given = _given(model=model, exact=exact or None) | {"decode": decode, "read": read}
+    settings = configured(config, given | {"run": _given(precision=precision)})
     from jobs import cluster
 
     cluster.prepare_environment()
@@ -148,7 +165,7 @@ def sql(
 
     DEST is the folder or url that holds the tables, SELECT one query of DuckDB's; without it, a shell asks for many.
 
-    Views: segments, parts, files, media, failures, review_queue, coverage; all_segments and all_parts show older
+    Views: segments, words, parts, files, media, failures, review_queue, coverage; all_segments and all_parts show older
     generations too.
     """
     from jobs.sql import ask, shell
@@ -194,6 +211,48 @@ def demo(
     from jobs.demo import demo as run_demo
 
     run_demo(to)
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", hidden=True)] = None,
+    suite: Annotated[str, typer.Option(metavar="SUITE", help="long, hour, clips or folder.")] = "long",
+    model: Annotated[str, typer.Option(metavar="NAME", help="base or tiny.en, which all can read.")] = "base",
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How often each runs, in turn.")] = 3,
+    contenders: Annotated[
+        str, typer.Option(metavar="NAMES", help="Names or patterns, as ours,faster-*; else all.")
+    ] = "",
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of each contender; else all cores.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Told to all; else en for long files, unknown for clips.")
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="NAME", help="Of our net.")] = "auto",
+    slots: Annotated[int, typer.Option(metavar="N", min=1, help="Of our engine.")] = 16,
+    part_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Our longest part; else what the planner chooses.")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Only show where our engine spends its time.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Only put Debian's prompts into FOLDER.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure our engine against openai-whisper and faster-whisper.
+
+    FOLDER holds audio and, beside each NAME.wav, NAME.txt with what is said in it; subfolders may be called by language
+    codes. Without it, telephone prompts in three languages are fetched from Debian once (60 MB, CC BY-SA 3.0).
+
+    long is one file of ten minutes, hour six of them, both made of clips in one language; clips is 250 clips in many
+    languages; folder is FOLDER as it is.
+    """
+    from jobs.bench import command
+    from jobs.bench.contenders import Setup
+
+    if fetch:
+        command.fetch(folder)
+        return
+    setup = Setup(model, threads or os.cpu_count() or 1, precision=precision, slots=slots, part_seconds=part_seconds)
+    names = tuple(name.strip() for name in contenders.split(",") if name.strip())
+    request = command.Request(setup, folder, suite, language, rounds, names, as_json)
+    (command.profile if profile else command.bench)(request)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.job import Job, Model
 from pipeline.objects import ObjectStore
 from pipeline.placement import place
+from pipeline.precision import settled
 from pipeline.run import Run, Summary
 from pipeline.store import Store
 from pipeline.tally import Tally
@@ -79,13 +80,12 @@ def execute(request: Request, watcher: Watcher) -> Summary:
 
 
 def _prepare(request: Request, machines: Machines) -> Run:
-    config = request.config
-    model = Model.of(config)
-    placement = place(config.run, machines.resources, machines.nodes, machines.cores_per_node)
+    model = Model.of(request.config)
+    placement = place(request.config.run, machines.resources, machines.nodes, machines.cores_per_node)
     store = Store.find(request.to)
     # Workers have other working directories: what they are told is absolute.
     to = ObjectStore(request.to).address
-    job = Job(config, model, placement, to)
+    job = Job(settled(request.config, placement), model, placement, to)
     if store and not request.dry_run:
         return Run.prepare(request.sources, Store.open(to, create=True), job)
     run = Run.look(request.sources, store, job)

@@ -41,13 +41,18 @@ class RuleState:
         """The state of the first `rows` slots, as views."""
         return RuleState(*(tensor[:rows] for tensor in self._tensors()))
 
-    def reset(self, row: int) -> None:
+    def reset(self, rows: slice) -> None:
         for tensor, value in zip(self._tensors(), (0, False, True, NO_TIMESTAMP), strict=True):
-            tensor[row] = value
+            tensor[rows] = value
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: slice, target: slice) -> None:
         for tensor in self._tensors():
             tensor[target] = tensor[source]
+
+    def follow(self, parents: Tensor) -> None:
+        """Let each of the first rows go on from what its parent has seen."""
+        for tensor in self._tensors():
+            tensor[: len(parents)] = tensor[parents]
 
     def record(self, tokens: Tensor, timestamp_begin: int) -> None:
         """Add one sampled token (S,) to every row."""

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Part:
-    """One part to transcribe: log-mel (n_mels, at least 3000) of which `content_frames` are audio."""
+    """One part to transcribe: log-mel (n_mels, at least 3000) of which `content_frames` are audio.
+
+    speech: spans of log-mel frames [start, end) in which somebody speaks, in order; None where nobody has looked.
+    """
 
     part_id: str
     mel: NDArray[np.float32]
     content_frames: int
+    speech: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,16 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word with the space before it and the punctuation around it; start and end in seconds from the part's start."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True)
 class Segment:
     """Start and end in seconds from the start of the part, the text, and every doubt about it."""
 
@@ -44,6 +58,9 @@ class Segment:
     no_speech_prob: float
     attempts: int
     rules_fired: tuple[str, ...]
+    language: str | None = None
+    language_probability: float | None = None  # None where the language was given, not found
+    words: tuple[Word, ...] | None = None  # None where word times were not asked for
 
 
 @dataclass

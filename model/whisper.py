@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import DecoderCache, LayerCache
+from model.attention import attend
+from model.cache import DecoderCache, LayerCache, Reach
 from model.dimensions import Dimensions
 
 MLP_RATIO = 4
@@ -50,21 +51,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
         """x (B, T, D) attends k, v (B, H, K, head_dim); `hidden` (B, 1, T, K) marks what it must not see."""
-        q = self.split(self.query(x))
-        if hidden is None and x.shape[1] > 1:
-            attended = F.scaled_dot_product_attention(q, k, v)
-        else:
-            attended = _attend(q, k, v, hidden)
+        attended = attend(self.split(self.query(x)), k, v, hidden)
         return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # (B, T, D)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-    """Attention spelled out, for a mask that differs from row to row, or a single query per row."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, K)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -math.inf)
-    attended: Tensor = scores.float().softmax(-1).to(v.dtype) @ v  # (B, H, T, head_dim)
-    return attended
 
 
 class EncoderBlock(nn.Module):
@@ -94,7 +82,9 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, cache: LayerCache, hidden: Tensor) -> Tensor:
         normed = self.attn_ln(x)
         x = x + self.attn(normed, *cache.append(*self.attn.keys_values(normed)), hidden)
-        x = x + self.cross_attn(self.cross_attn_ln(x), *cache.cross())
+        k, v = cache.cross()
+        heard = self.cross_attn_ln(x).view(len(k), -1, x.shape[-1])  # (slots, T or lanes, D): lanes hear the same
+        x = x + self.cross_attn(heard, k, v, cache.unheard).view_as(x)
         return x + self.mlp(self.mlp_ln(x))  # type: ignore[no-any-return]
 
 
@@ -118,7 +108,7 @@ class AudioEncoder(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         x = F.gelu(self.conv1(mel))  # (B, D, frames)
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, A, D)
-        x = x + self.positional_embedding.to(x.dtype)
+        x = x + self.positional_embedding[: x.shape[1]].to(x.dtype)
         for block in self.blocks:
             x = block(x)
         return self.ln_post(x)  # type: ignore[no-any-return]
@@ -134,12 +124,11 @@ class TextDecoder(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.ln = LayerNorm(width)
 
-    def forward(self, tokens: Tensor, positions: Tensor, cache: DecoderCache, rows: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, cache: DecoderCache, reach: Reach) -> Tensor:
         x = self.token_embedding(tokens) + self.positional_embedding[positions]  # (B, T, D)
-        layers = cache.layers(rows, positions)
-        seen = torch.arange(layers[0].used, device=tokens.device)
-        hidden = (seen > positions[:, :, None])[:, None]  # (B, 1, T, used): a token sees itself and the ones before
-        for block, layer in zip(self.blocks, layers, strict=True):
+        seen = torch.arange(reach.text, device=tokens.device)
+        hidden = (seen > positions[:, :, None])[:, None]  # (B, 1, T, text): a token sees itself and the ones before
+        for block, layer in zip(self.blocks, cache.layers(positions, reach), strict=True):
             x = block(x, layer, hidden)
         return self.ln(x)  # type: ignore[no-any-return]
 
@@ -152,6 +141,7 @@ class Whisper(nn.Module):
         self.dims = dims
         self.encoder = AudioEncoder(dims)
         self.decoder = TextDecoder(dims)
+        self.unembedding: nn.Module | None = None  # the transposed token embedding, where a precision lays it out anew
 
     @property
     def device(self) -> torch.device:
@@ -161,34 +151,34 @@ class Whisper(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.positional_embedding.dtype
 
-    def new_cache(self, slots: int) -> DecoderCache:
-        return DecoderCache.allocate(self.dims, slots, self.dtype, self.device)
+    def new_cache(self, slots: int, lanes: int = 1) -> DecoderCache:
+        return DecoderCache.allocate(self.dims, slots, self.dtype, self.device, lanes)
 
     @torch.inference_mode()
     def encode(self, mel: Tensor) -> Tensor:
-        """Log-mel windows (B, n_mels, 3000) to features (B, A, D)."""
+        """Log-mel windows (B, n_mels, frames) to features (B, A, D): two frames a position, at most 3000."""
         return self.encoder(mel.to(self.device, self.dtype))  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def admit(self, features: Tensor, cache: DecoderCache, rows: Tensor) -> None:
-        """Project features (B, A, D) to the cross-attention keys and values of `rows` (B,), once per window."""
+    def admit(self, features: Tensor, cache: DecoderCache, slots: Tensor) -> None:
+        """Project features (B, A, D) to the cross-attention keys and values of `slots` (B,), once per window."""
         for index, block in enumerate(self.decoder.blocks):
-            k, v = block.cross_attn.keys_values(features)  # type: ignore[union-attr, operator]
-            cache.cross_k[index, rows] = k
-            cache.cross_v[index, rows] = v
+            cache.admit(index, slots, *block.cross_attn.keys_values(features))  # type: ignore[union-attr, operator]
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, positions: Tensor, cache: DecoderCache, rows: Tensor) -> Tensor:
-        """Feed `tokens` (B, T) of `rows` (B,) at text `positions` (B, T); returns hidden states (B, T, D).
+    def decode(self, tokens: Tensor, positions: Tensor, cache: DecoderCache, reach: Reach) -> Tensor:
+        """Feed `tokens` (B, T) at text `positions` (B, T) to the rows of `reach`; returns hidden states (B, T, D).
 
         Rows shorter than T may be padded on the right: what padding writes into the cache is hidden from every
         earlier position, and overwritten when the row gets there.
         """
-        return self.decoder(tokens, positions, cache, rows)  # type: ignore[no-any-return]
+        return self.decoder(tokens, positions, cache, reach)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def project(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) to float32 logits (..., n_vocab), by the transposed token embedding."""
+        if self.unembedding is not None:
+            return self.unembedding(hidden).float()  # type: ignore[no-any-return]
         return F.linear(hidden, self.decoder.token_embedding.weight).float()
 
 

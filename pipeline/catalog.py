@@ -88,6 +88,10 @@ VIEWS = {
     "segments": """
         SELECT * EXCLUDE (_shard) FROM steps.segments
         SEMI JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard)""",
+    "words": """
+        SELECT uri, word.start AS "start", word."end" AS "end", word.word AS word, word.probability AS probability,
+            language, segment_index, word_index, media_id, part_id, generation
+        FROM (SELECT *, unnest(words) AS word, generate_subscripts(words, 1) - 1 AS word_index FROM segments)""",
     "media": f"SELECT DISTINCT ON (media_id) * FROM read_parquet('{PROTOCOL}://media/*')",
     "files": f"""
         WITH read AS (

@@ -1,4 +1,4 @@
-"""From a manifest row to parts ready for the model: fetch, decode, cut at the quietest point, log-mel.
+"""From a manifest row to parts ready for the model: fetch, decode, cut in a pause, log-mel.
 
     MANIFEST row ──fetch──▶ private file ──ffmpeg──▶ samples ──cut──▶ parts ──log-mel──▶ AUDIO rows, one at a time
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from model.dimensions import HOP_LENGTH, SAMPLE_RATE
 from model.errors import MediaError
@@ -29,6 +30,7 @@ from pipeline import records
 from pipeline.config import ReadOptions
 from pipeline.inventory import fetch
 from pipeline.media import Decoding, MediaReport, PcmChunk, private_file
+from pipeline.voice import Speech, Voice, longest_pause, speech_of
 
 # Where a part may end: in the last fifth of its limit, at most this long. The rest of the part is not looked at.
 SEARCH_SECONDS = 30.0
@@ -42,12 +44,16 @@ LARGEST_SHARE_OF_DISK = 0.9  # that one object may take while it is read
 
 @dataclass(frozen=True)
 class PcmPart:
-    """One part of a PCM stream: (n,) int16 at 16 kHz, and the place of its first sample in the file."""
+    """One part of a PCM stream: (n,) int16 at 16 kHz, and the place of its first sample in the file.
+
+    speech: where somebody speaks in it; None where nobody has looked.
+    """
 
     index: int
     first_sample: int
     pcm: PcmChunk
     is_last: bool
+    speech: Speech | None = None
 
     @property
     def start(self) -> float:
@@ -63,8 +69,8 @@ NO_PART = PcmPart(0, 0, np.empty(0, np.int16), is_last=True)  # stands for a fil
 _ReadPart = tuple[PcmPart, MediaReport, str | None]  # with the sha256 of its file
 
 
-def cut_parts(chunks: Iterable[PcmChunk], part_seconds: float) -> Iterator[PcmPart]:
-    """Parts of at most `part_seconds`, cut where it is quietest near the limit; joined, they are the stream.
+def cut_parts(chunks: Iterable[PcmChunk], part_seconds: float, voice: Voice | None = None) -> Iterator[PcmPart]:
+    """Parts of at most `part_seconds`, each ending in a pause near the limit; joined, they are the stream.
 
     Cuts lie on whole log-mel frames, and do not depend on how the stream comes in chunks. Holds one part and one chunk;
     infinity makes one part of everything. A part is only known to be the last when the stream ends.
@@ -77,24 +83,37 @@ def cut_parts(chunks: Iterable[PcmChunk], part_seconds: float) -> Iterator[PcmPa
         size += len(chunk)
         while size > limit:
             joined = np.concatenate(held) if len(held) > 1 else held[0]
-            cut = quietest_cut(joined[: int(limit)])
-            yield PcmPart(index, first, joined[:cut], is_last=False)
+            likely = voice.probabilities(joined[: int(limit)]) if voice else None
+            cut = best_cut(joined[: int(limit)], likely)
+            yield PcmPart(index, first, joined[:cut], False, None if likely is None else speech_of(likely, cut))
             held, size, index, first = [joined[cut:]], size - cut, index + 1, first + cut
     if size:
-        yield PcmPart(index, first, np.concatenate(held), is_last=True)
+        joined = np.concatenate(held)
+        yield PcmPart(index, first, joined, True, speech_of(voice.probabilities(joined), size) if voice else None)
 
 
-def quietest_cut(pcm: PcmChunk) -> int:
-    """The sample to cut a full part before: the middle of its quietest pause, the earliest if there are several."""
+def best_cut(pcm: PcmChunk, likely: NDArray[np.float32] | None = None) -> int:
+    """The sample to cut a full part before: the quietest point of the longest pause near its end.
+
+    likely: the probabilities of speech in it. Without them, or without a pause, the quietest point near its end.
+    """
     zone = min(SEARCH_SECONDS * SAMPLE_RATE, len(pcm) * SEARCH_FRACTION)
-    frames = int(zone) // FRAME_SAMPLES
+    start, end = len(pcm) - int(zone), len(pcm)
+    pause = None if likely is None else longest_pause(likely, start, end)
+    return quietest(pcm, *(pause or (start, end)))
+
+
+def quietest(pcm: PcmChunk, start: int, end: int) -> int:
+    """The middle of the quietest 0.3 s between two samples, a whole number of frames; the earliest if several are."""
+    end -= end % HOP_LENGTH
+    frames = (end - start) // FRAME_SAMPLES
     if frames < PAUSE_FRAMES:
-        return len(pcm)
-    start = len(pcm) - frames * FRAME_SAMPLES
-    samples = pcm[start:].astype(np.int64).reshape(frames, FRAME_SAMPLES)
+        return end
+    start = end - frames * FRAME_SAMPLES
+    samples = pcm[start:end].astype(np.int64).reshape(frames, FRAME_SAMPLES)
     energy = np.concatenate(([0], np.cumsum((samples * samples).sum(axis=1))))  # whole numbers: exact anywhere
-    pauses = energy[PAUSE_FRAMES:] - energy[:-PAUSE_FRAMES]
-    return start + (int(np.argmin(pauses)) + PAUSE_FRAMES // 2) * FRAME_SAMPLES
+    stretches = energy[PAUSE_FRAMES:] - energy[:-PAUSE_FRAMES]
+    return start + (int(np.argmin(stretches)) + PAUSE_FRAMES // 2) * FRAME_SAMPLES
 
 
 def part_id(media_id: str, index: int, start: float, end: float, generation: str) -> str:
@@ -121,6 +140,7 @@ class ReadParts:
         self._n_mels = n_mels
         self._generation = generation
         self._options = options or ReadOptions()
+        self._voice = Voice() if self._options.voice_activity else None
         self._on_file = on_file  # told of each file that is read: its bytes, its seconds, whether it is without text
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -153,7 +173,7 @@ class ReadParts:
             decoding = Decoding(path, self._options)
             waited = 0.0
             with closing(iter(decoding)) as chunks:
-                for part in _or_no_part(cut_parts(chunks, media["part_seconds"])):
+                for part in _or_no_part(cut_parts(chunks, media["part_seconds"], self._voice)):
                     spent["decode_seconds"] += decoding.waited_seconds - waited
                     waited = decoding.waited_seconds
                     report = decoding.report
@@ -178,6 +198,8 @@ class ReadParts:
             mel=None if mel is None else mel.tobytes(),
             mel_frames=0 if mel is None else mel.shape[1],
             content_frames=len(part.pcm) // HOP_LENGTH,
+            speech_seconds=None if part.speech is None else part.speech.seconds,
+            speech=None if part.speech is None else part.speech.spans,
         )
 
 
@@ -217,7 +239,8 @@ def _without_lost_end(part: PcmPart, report: MediaReport) -> PcmPart:
 
     Another run may read them whole.
     """
-    return part if not part.is_last or report.status in records.WITH_TEXT else replace(part, pcm=part.pcm[:0])
+    is_whole = not part.is_last or report.status in records.WITH_TEXT
+    return part if is_whole else replace(part, pcm=part.pcm[:0], speech=None)
 
 
 def _after(failure: PcmPart, done: frozenset[int]) -> PcmPart:

@@ -56,14 +56,17 @@ _READ = dict(
     expected_seconds=pa.float64(),  # what the container's header promised
     decoded_seconds=pa.float64(),
     decode_errors=pa.int32(),
+    speech_seconds=pa.float64(),  # in which somebody speaks; null where nobody has looked
     generation=pa.string(),
     fetch_seconds=pa.float64(),
     decode_seconds=pa.float64(),
     mel_seconds=pa.float64(),
 )
 
-# A part ready for the model: float32 log-mel, C order, (n_mels, frames). Null when the part carries no audio.
-AUDIO = _schema(**_READ, mel=pa.large_binary(), mel_frames=pa.int32(), content_frames=pa.int32())
+# A part ready for the model: float32 log-mel, C order, (n_mels, frames). Null when the part carries no audio. `speech`
+# are the spans to read, [start, end) in frames of content: none where nobody speaks, null where nobody has looked.
+_SPANS = pa.list_(pa.list_(pa.int32()))
+AUDIO = _schema(**_READ, mel=pa.large_binary(), mel_frames=pa.int32(), content_frames=pa.int32(), speech=_SPANS)
 
 _SEGMENT = dict(
     segment_index=pa.int32(),
@@ -79,6 +82,9 @@ _SEGMENT = dict(
     tokens=pa.list_(pa.int32()),
     attempts=pa.int32(),  # temperatures tried for the window this segment comes from
     rules_fired=pa.list_(pa.string()),
+    words=pa.list_(
+        pa.struct([("word", pa.string()), *((name, pa.float64()) for name in ("start", "end", "probability"))])
+    ),
 )
 
 _TRANSCRIBED = dict(

@@ -19,12 +19,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from model.alignment import Aligner
 from model.cache import DecoderCache
 from model.engine import Engine
 from model.errors import ModelError
+from model.precision import load_net
 from model.tokenizer import Tokenizer
-from model.transcript import Part, Segment, Transcript
-from model.whisper import Whisper, from_state
+from model.transcript import Part, Segment, Transcript, Word
+from model.whisper import Whisper
 from pipeline.job import Job
 from pipeline.records import RESULT
 from pipeline.tally import Tally
@@ -33,6 +35,7 @@ from pipeline.weights import load_model
 # Parts in the engine beyond its slots, as a share of them. The engine serves the longest remaining part first, so the
 # more parts are open, the later the first is done, is stored, and leaves the memory.
 PARTS_IN_WAITING = 0.25
+_INPUTS = ("mel", "mel_frames", "content_frames", "speech")  # what only the engine needs; the rest goes on to the sink
 CACHE_SHARE = 0.6  # of free GPU memory for the slots; the rest is for encoding and prompts
 
 
@@ -87,10 +90,11 @@ class Transcriber:
                 f"planned with {job.model.sha256[:12]}: install the same weights on every machine."
             )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        net = from_state(checkpoint.dims, checkpoint.state, getattr(torch, job.config.run.precision)).to(device)
+        net = load_net(checkpoint.dims, checkpoint.state, job.config.run.precision, device)
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
-        slots = min(job.place.slots, _room_for_slots(net))
-        self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, slots))
+        slots = min(job.place.slots, _room_for_slots(net, max(job.config.decode.beam_size, job.config.decode.best_of)))
+        aligner = Aligner(net, tokenizer, checkpoint.alignment_heads)
+        self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, slots, aligner=aligner))
         self._open = asyncio.Semaphore(slots + max(1, int(slots * PARTS_IN_WAITING)))
         self._model = job.model
         self._worker = f"{platform.node()}/{os.getpid()}"
@@ -101,16 +105,16 @@ class Transcriber:
         return pa.Table.from_pylist(rows, schema=RESULT)
 
     async def _transcribe(self, row: dict[str, Any]) -> dict[str, Any]:
-        mel, content_frames = row.pop("mel"), row.pop("content_frames")
+        mel, frames, content_frames, speech = (row.pop(name) for name in _INPUTS)
         async with self._open:
             started = time.perf_counter()
             transcript = Transcript(row["part_id"])
             if mel is not None:
-                part = Part(row["part_id"], mel.reshape(self._model.n_mels, row["mel_frames"]), content_frames)
+                spans = None if speech is None else tuple((start, end) for start, end in speech)
+                part = Part(row["part_id"], mel.reshape(self._model.n_mels, frames), content_frames, spans)
                 transcript = await asyncio.wrap_future(self._engine.submit(part))
             elapsed = time.perf_counter() - started
         self._tally.transcribed(row["end"] - row["start"])
-        del row["mel_frames"]
         return row | self._evidence(transcript, row["start"]) | {"transcribe_seconds": elapsed}
 
     def _evidence(self, transcript: Transcript, part_start: float) -> dict[str, Any]:
@@ -130,12 +134,12 @@ class Transcriber:
         }
 
 
-def _room_for_slots(net: Whisper) -> int:
+def _room_for_slots(net: Whisper, lanes: int) -> int:
     """Slots whose caches fit into what the GPU has free; without a GPU, as many as anybody asks for."""
     if net.device.type != "cuda":
         return sys.maxsize
     free, _ = torch.cuda.mem_get_info(net.device)
-    return max(1, int(free * CACHE_SHARE) // DecoderCache.slot_bytes(net.dims, net.dtype))
+    return max(1, int(free * CACHE_SHARE) // DecoderCache.slot_bytes(net.dims, net.dtype, net.device, lanes))
 
 
 def _rows(batch: pa.Table) -> list[dict[str, Any]]:
@@ -147,14 +151,20 @@ def _rows(batch: pa.Table) -> list[dict[str, Any]]:
 
 
 def _segment_row(index: int, segment: Segment, transcript: Transcript, part_start: float) -> dict[str, Any]:
-    """One segment as `records.RESULT` holds it, its times counted from the start of the file."""
+    """One segment as `records.RESULT` holds it, its times counted from the start of the file.
+
+    A segment that has no language of its own is in the part's.
+    """
+    language, probability = segment.language, segment.language_probability
+    if language is None:
+        language, probability = transcript.language, transcript.language_probability
     return {
         "segment_index": index,
         "start": part_start + segment.start,
         "end": part_start + segment.end,
         "text": segment.text,
-        "language": transcript.language,
-        "language_probability": transcript.language_probability,
+        "language": language,
+        "language_probability": probability,
         "temperature": segment.temperature,
         "avg_logprob": segment.avg_logprob,
         "compression_ratio": segment.compression_ratio,
@@ -162,4 +172,14 @@ def _segment_row(index: int, segment: Segment, transcript: Transcript, part_star
         "tokens": segment.tokens,
         "attempts": segment.attempts,
         "rules_fired": segment.rules_fired,
+        "words": None if segment.words is None else [_word_row(word, part_start) for word in segment.words],
+    }
+
+
+def _word_row(word: Word, part_start: float) -> dict[str, Any]:
+    return {
+        "word": word.word,
+        "start": part_start + word.start,
+        "end": part_start + word.end,
+        "probability": word.probability,
     }

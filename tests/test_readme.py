@@ -13,7 +13,7 @@ import pytest
 
 from infra.s3_server import S3Server
 from jobs.samples import fetch_samples
-from model import errors, fallback, progress, segments
+from model import errors, fallback, loops, progress, segments
 from pipeline import catalog, config, records
 from pipeline.objects import ObjectStore
 from pipeline.store import Store
@@ -114,7 +114,7 @@ def test_rules_are_those_that_fire() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
     ours = {
         value
-        for module in (fallback, progress, segments)
+        for module in (fallback, loops, progress, segments)
         for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str)
     }

@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import pytest
 
 from jobs import cli
 from pipeline import catalog
+from pipeline.config import Config
 from pipeline.store import Store
 
 Call = Callable[..., Any]  # gives `Done` of conftest.py
@@ -36,6 +38,7 @@ CONFIGURATIONS = {
     "misspelt.toml": b"[decode]\ntemprature = 0.2\n",
     "typed.toml": b"[decode]\ntemperatures = 'hot'\n",
     "flat.toml": b"decode = 3\n",
+    "exact.toml": b"exact = true\n",
 }
 
 
@@ -62,7 +65,7 @@ WRONG = [
     ("models lst", 2, "did you mean 'list': see `earwitness models --help`"),
     ("--verbose status tables", 2, "No such option --verbose"),
     (f"transcribe archive {NEW} --frobnicate", 2, "No such option --frobnicate: see `earwitness transcribe --help`"),
-    (f"transcribe archive {NEW} --langage en", 2, "No such option --langage (perhaps --language)"),
+    (f"transcribe archive {NEW} --langage en", 2, "No such option --langage (perhaps --language, "),
     ("transcribe archive", 2, "Missing option '--to'"),
     ("transcribe --to new", 2, "Missing argument 'SOURCE'"),
     ("transcribe archive --to", 2, "'--to' requires an argument"),
@@ -75,6 +78,18 @@ WRONG = [
     (f"transcribe archive {NEW} --part-seconds 4", 2, "part_seconds is 4: give 5 to 900 seconds, or inf"),
     (f"transcribe archive {NEW} --part-seconds 901", 2, "part_seconds is 901"),
     (f"transcribe archive {NEW} --part-seconds soon", 2, "'--part-seconds': Input should be a valid number: see"),
+    (f"transcribe archive {NEW} --precision int4", 2, "precision is 'int4': choose one of auto, float32, bfloat16, "),
+    (f"transcribe archive {NEW} --beam-size many", 2, "'--beam-size': Input should be a valid integer"),
+    (f"transcribe archive {NEW} --patience 2", 2, "patience is 2, but there is no beam: give a beam_size above 1"),
+    (f"transcribe archive {NEW} --length-penalty 1", 2, "length_penalty is 1, but there is one candidate"),
+    (f"transcribe archive {NEW} --best-of 0", 2, "best_of is 0: give at least 1"),
+    (f"transcribe archive {NEW} --suppress-tokens 1,x", 2, "--suppress-tokens is '1,x': give ids with commas"),
+    (f"transcribe archive {NEW} --suppress-tokens -2", 2, "suppress_tokens holds -2"),
+    (f"transcribe archive {NEW} --hallucination-silence 2", 2, "measured between words: set word_timestamps"),
+    (f"transcribe archive {NEW} --language en --language-windows 3", 2, "say different things about the language"),
+    (f"transcribe archive {NEW} --exact --hotwords Ada", 2, "hotwords is 'Ada', with which the output is not openai/"),
+    (f"transcribe archive {NEW} --exact --precision int8", 2, "precision is 'int8', with which the output is not"),
+    (f"transcribe archive {NEW} --config exact.toml --voice-activity", 2, "voice_activity is True, with which"),
     (f"transcribe archive {NEW} --config none.toml", 2, "none.toml cannot be read: No such file"),
     (f"transcribe archive {NEW} --config letters", 2, "letters cannot be read: Is a directory"),
     (f"transcribe archive {NEW} --config broken.toml", 2, "broken.toml is not TOML: Invalid value (at line 1"),
@@ -232,6 +247,15 @@ def test_help_fits_and_starts_at_once(earwitness: Call, line: str) -> None:
     assert "<str>" not in done.out and "<bool>" not in done.out
 
 
+def test_what_decides_a_text_is_told_under_headings(earwitness: Call) -> None:
+    told = earwitness("transcribe", "--help").out
+    groups = dict(re.findall(r"^(\w[\w ]*):\n((?:  .+\n?)+)", told, re.MULTILINE))
+    assert list(groups) == ["Options", "Text", "Search", "Language", "Silence and length"]
+    assert {"--to DEST", "--exact", "--json", "-h, --help"} <= set(re.split(r"\n? {2,}", groups["Options"]))
+    assert re.findall(r"--\S+", groups["Search"]) == ["--beam-size", "--patience", "--length-penalty", "--best-of"]
+    assert "  --[no-]voice-activity  " in groups["Silence and length"]
+
+
 def test_version(earwitness: Call) -> None:
     assert re.fullmatch(r"earwitness \d+\.\d+\.\d+\n", earwitness("--version").out)
 
@@ -288,6 +312,49 @@ def test_options_override_the_configuration(earwitness: Call, place: Path, monke
     assert (first.config.decode.initial_prompt, first.config.decode.previous_text) == ("Kubernetes", False)
     assert (second.config.model, second.config.decode.language) == ("base", "de")
     assert second.config.decode.previous_text is True
+
+
+FLAGS = {
+    "--precision bfloat16": ("run", {"precision": "bfloat16"}),
+    "--hotwords Ada": ("decode", {"hotwords": "Ada"}),
+    "--beam-size 5 --patience 2 --length-penalty 0.5": (
+        "decode",
+        {"beam_size": 5, "patience": 2.0, "length_penalty": 0.5},
+    ),
+    "--best-of 3": ("decode", {"best_of": 3}),
+    "--word-timestamps --hallucination-silence 2": (
+        "decode",
+        {"word_timestamps": True, "hallucination_silence": 2.0},
+    ),
+    "--language-windows 4": ("decode", {"language_windows": 4}),
+    "--language-per-window": ("decode", {"language_per_window": True}),
+    "--suppress-tokens 5,-1": ("decode", {"suppress_tokens": (5, -1)}),
+    "--no-voice-activity": ("read", {"voice_activity": False}),
+}
+
+
+@pytest.mark.parametrize("line", FLAGS)
+def test_each_flag_sets_its_option_and_no_other(
+    earwitness: Call, place: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    requests = []
+    monkeypatch.setattr("jobs.transcribe.execute", lambda request, watcher: requests.append(request))
+    earwitness("transcribe", "archive", "--to", "out", *line.split())
+    section, changes = FLAGS[line]
+    usual = Config()
+    assert requests[0].config == replace(usual, **{section: replace(getattr(usual, section), **changes)})
+
+
+def test_exact_starts_from_the_references_options(
+    earwitness: Call, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = []
+    monkeypatch.setattr("jobs.transcribe.execute", lambda request, watcher: requests.append(request))
+    (place / "exact.toml").write_text("exact = true")
+    line = ["transcribe", "archive", "--to", "out", "--beam-size", "5"]
+    earwitness(*line, "--exact")
+    earwitness(*line, "--config", "exact.toml")
+    assert [request.config for request in requests] == [Config.exact(beam_size=5)] * 2
 
 
 # --- a run --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A net that says what a test tells it to: `engine.Net` without weights, but with a real vocabulary and a real cache.
 
 The log-mel of a scripted part carries, in every frame, the number of the part and of the frame, so the net knows which
-window it hears; its cache remembers which tokens stand at which positions of a slot, so it knows what was said there.
-What comes next is asked of a `Script`, a function of exactly these facts: a mistake in seek, prompt, row or position
+window it hears; its cache remembers which tokens stand at which positions of a lane, so it knows what was said there.
+What comes next is asked of a `Script`, a function of exactly these facts: a mistake in seek, prompt, lane or position
 changes the words. It does not know temperatures, attempts or batches. Everything it is asked is kept, to be looked at.
 """
 
@@ -13,11 +13,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model.cache import Reach
 from model.dimensions import OFFICIAL, WINDOW_FRAMES
 from model.engine import Engine
 from model.options import DecodeOptions
@@ -43,19 +45,25 @@ def scripted_part(number: int, seconds: float) -> Part:
 
 @dataclass(frozen=True)
 class Heard:
-    """One window as the net heard it: `frames` of audio from `seek` on, then silence or nothing but zeros."""
+    """One window as the net heard it: `frames` of audio from `seek` on, then silence or nothing but zeros.
+
+    read: frames of log-mel in all. How many zeros there are decides nothing that is said.
+    """
 
     part: int
     seek: int
     frames: int
     silence_behind: bool
+    read: int = field(default=WINDOW_FRAMES, repr=False)
 
     @classmethod
     def recognise(cls, mel: Tensor) -> Heard:
         frames = int((mel[2] == AUDIO).sum())
         seek = int(mel[1, 0])
         assert torch.equal(mel[1, :frames], torch.arange(seek, seek + frames, dtype=mel.dtype)), "frames out of order"
-        return cls(int(mel[0, 0]), seek, frames, bool((mel[2] == SILENCE).any()))
+        behind = mel[2, frames:]
+        assert (behind == 0).all() or (behind == SILENCE).all(), "audio, silence and zeros in disorder"
+        return cls(int(mel[0, 0]), seek, frames, bool((behind == SILENCE).any()), mel.shape[1])
 
 
 Script = Callable[[Heard, tuple[int, ...], tuple[int, ...]], Mapping[int, float]]
@@ -64,14 +72,22 @@ Script = Callable[[Heard, tuple[int, ...], tuple[int, ...]], Mapping[int, float]
 
 @dataclass
 class ScriptedCache:
-    """Which window and which tokens each slot holds; `move` as the engine expects it."""
+    """Which window each slot holds, and which tokens each of its lanes; it moves and follows as the engine expects."""
 
     windows: Tensor  # (S,) numbers of `ScriptedNet.heard`
-    tokens: Tensor  # (S, n_text_ctx)
+    tokens: Tensor  # (S·W, n_text_ctx), lane by lane
+
+    @property
+    def lanes(self) -> int:
+        return len(self.tokens) // len(self.windows)
 
     def move(self, source: int, target: int) -> None:
         self.windows[target] = self.windows[source]
-        self.tokens[target] = self.tokens[source]
+        lanes = self.tokens.view(len(self.windows), self.lanes, -1)
+        lanes[target] = lanes[source]
+
+    def follow(self, rows: Iterable[int], parents: Iterable[int], text: int) -> None:
+        self.tokens[[*rows], :text] = self.tokens[[*parents], :text]
 
 
 @dataclass
@@ -87,7 +103,8 @@ class ScriptedNet:
     prompts: list[tuple[Heard, tuple[int, ...]]] = field(default_factory=list)  # every prompt prefilled
     prefill_batches: list[int] = field(default_factory=list)
     language_steps: list[Heard] = field(default_factory=list)
-    steps: list[tuple[int, ...]] = field(default_factory=list)  # parts in the rows of each single-token step
+    steps: list[tuple[int, ...]] = field(default_factory=list)  # parts in the slots of each single-token step
+    reaches: list[Reach] = field(default_factory=list)  # of each prefill and step
     breaks: set[str] = field(default_factory=set)  # names of methods that raise from now on
 
     def __post_init__(self) -> None:
@@ -99,33 +116,38 @@ class ScriptedNet:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def new_cache(self, slots: int) -> ScriptedCache:
-        nothing = torch.full((slots, self.dims.n_text_ctx), -1)
+    def new_cache(self, slots: int, lanes: int = 1) -> ScriptedCache:
+        nothing = torch.full((slots * lanes, self.dims.n_text_ctx), -1)
         return ScriptedCache(torch.full((slots,), -1), nothing)
 
     def encode(self, mel: Tensor) -> Tensor:
-        """(B, 3, 3000) to the numbers of the windows in `heard`, (B, 1, 1)."""
+        """(B, 3, frames) to the numbers of the windows in `heard`, at every position: (B, A, 1)."""
         self._may_break("encode")
-        assert mel.shape[1:] == (3, WINDOW_FRAMES)
+        batch, facts, frames = mel.shape
+        assert facts == 3 and frames <= WINDOW_FRAMES
         first = len(self.heard)
         self.heard += [Heard.recognise(window) for window in mel]
-        self.encode_batches.append(len(mel))
-        return torch.arange(first, len(self.heard)).view(-1, 1, 1)
+        self.encode_batches.append(batch)
+        positions = frames // self.dims.frames_per_position
+        return torch.arange(first, len(self.heard)).view(-1, 1, 1).expand(-1, positions, -1)
 
-    def admit(self, features: Tensor, cache: ScriptedCache, rows: Tensor) -> None:
+    def admit(self, features: Tensor, cache: ScriptedCache, slots: Tensor) -> None:
         self._may_break("admit")
-        cache.windows[rows] = features[:, 0, 0]
+        cache.windows[slots] = features[:, 0, 0]
 
-    def decode(self, tokens: Tensor, positions: Tensor, cache: ScriptedCache, rows: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, positions: Tensor, cache: ScriptedCache, reach: Reach) -> Tensor:
         """(B, T) tokens to hidden states (B, T, 1): numbers of `_states`."""
         self._may_break("decode")
+        rows = torch.arange(len(tokens)) if reach.rows is None else reach.rows
         cache.tokens[rows[:, None], positions] = tokens
+        windows = [self.heard[cache.windows[row // cache.lanes]] for row in rows.tolist()]
+        self._check(reach, rows, positions, windows, cache.lanes)
         hidden = []
-        for row, row_positions in zip(rows.tolist(), positions.tolist(), strict=True):
-            window, said = self.heard[cache.windows[row]], cache.tokens[row].clone()
+        for row, window, row_positions in zip(rows.tolist(), windows, positions.tolist(), strict=True):
+            said = cache.tokens[row].clone()
             self._states += [(window, said[: position + 1]) for position in row_positions]
             hidden += range(len(self._states) - len(row_positions), len(self._states))
-        self._record(tokens, positions, [self.heard[cache.windows[row]] for row in rows.tolist()])
+        self._record(tokens, positions, windows[:: cache.lanes] if reach.rows is None else windows, reach)
         return torch.tensor(hidden).view(*tokens.shape, 1)
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -159,15 +181,28 @@ class ScriptedNet:
         rest = (1 - probability) / (len(ids) - 1)
         return {id: math.log(share * (probability if name == code else rest)) for name, id in ids.items()}
 
-    def _record(self, tokens: Tensor, positions: Tensor, windows: list[Heard]) -> None:
+    def _record(self, tokens: Tensor, positions: Tensor, windows: list[Heard], reach: Reach) -> None:
         if not self.english_only and tokens.shape[1] == 1 and int(positions.max()) == 0:
             self.language_steps += windows
-        elif int(positions.min()) == 0:
+            return
+        self.reaches.append(reach)
+        if int(positions.min()) == 0:
             self.prefill_batches.append(len(tokens))
             trimmed = (tuple(row[: self._length(row)]) for row in tokens.tolist())
             self.prompts += zip(windows, trimmed, strict=True)
         else:
             self.steps.append(tuple(window.part for window in windows))
+
+    def _check(self, reach: Reach, rows: Tensor, positions: Tensor, windows: list[Heard], lanes: int) -> None:
+        """What the net is told of a pass is true of it."""
+        assert reach.text > int(positions.max()), "it does not look back at all that was said"
+        assert reach.ragged or all(window.read == WINDOW_FRAMES for window in windows), "it hears what is not there"
+        if reach.rows is None:
+            assert len(rows) % lanes == 0, "half a slot"
+        if reach.slots is not None:
+            assert torch.equal(torch.arange(1000)[reach.slots], rows // lanes), (
+                "it hears other slots than those it feeds"
+            )
 
     def _length(self, prompt: Sequence[int]) -> int:
         """Tokens of a prompt before its padding."""
@@ -181,8 +216,8 @@ class ScriptedNet:
 def transcribe(
     net: ScriptedNet, parts: Iterable[Part], options: DecodeOptions | None = None, slots: int = 4, encode_batch: int = 4
 ) -> list[Transcript]:
-    """Transcripts of `parts`, in order, from an engine of their own."""
-    engine = Engine(net, net.tokenizer, options or DecodeOptions(), slots, encode_batch)
+    """Transcripts of `parts`, in order, from an engine of their own; without options, those of the reference."""
+    engine = Engine(net, net.tokenizer, options or DecodeOptions.exact(), slots, encode_batch)
     futures = [engine.submit(part) for part in parts]
     engine.drain()
     return [future.result(timeout=0) for future in futures]
@@ -192,14 +227,21 @@ def assert_same(ones: Iterable[Transcript], others: Iterable[Transcript]) -> Non
     """Equal in everything but the last digits of what is summed from logits."""
     for one, other in zip(ones, others, strict=True):
         assert _rounded(one) == _rounded(other)
+        _assert_close(one.language_probability, other.language_probability)
         for segment, twin in zip(one.segments, other.segments, strict=True):
-            assert math.isclose(segment.avg_logprob, twin.avg_logprob, abs_tol=1e-5)
-            assert math.isclose(segment.no_speech_prob, twin.no_speech_prob, abs_tol=1e-5)
+            _assert_close(segment.avg_logprob, twin.avg_logprob)
+            _assert_close(segment.no_speech_prob, twin.no_speech_prob)
+            _assert_close(segment.language_probability, twin.language_probability)
 
 
 def _rounded(transcript: Transcript) -> Transcript:
-    segments = [replace(segment, avg_logprob=0.0, no_speech_prob=0.0) for segment in transcript.segments]
+    inexact: dict[str, Any] = {"avg_logprob": 0.0, "no_speech_prob": 0.0, "language_probability": None}
+    segments = [replace(segment, **inexact) for segment in transcript.segments]
     return replace(transcript, segments=segments, language_probability=None)
+
+
+def _assert_close(one: float | None, other: float | None) -> None:
+    assert one == other if one is None or other is None else math.isclose(one, other, abs_tol=1e-5)
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:

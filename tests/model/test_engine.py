@@ -19,8 +19,8 @@ from model.transcript import Part, Transcript
 from model.whisper import Whisper, from_state
 from tests.model.scripted import Line, ScriptedNet, assert_same, babble, saying, scripted_part, transcribe
 
-GREEDY = DecodeOptions(temperatures=(0.0,))
-UNSURE = DecodeOptions(avg_logprob_threshold=-0.5)  # so that more of what `babble` says is tried again
+GREEDY = DecodeOptions.exact(temperatures=(0.0,))
+UNSURE = DecodeOptions.exact(avg_logprob_threshold=-0.5)  # so that more of what `babble` says is tried again
 
 
 def engine(net: ScriptedNet, options: DecodeOptions = GREEDY, slots: int = 4, encode_batch: int = 4) -> Engine:
@@ -154,7 +154,7 @@ def test_an_english_only_model_says_the_same_in_any_batch() -> None:
 
 def test_the_seed_decides_hot_windows_and_no_others() -> None:
     def words(temperature: float, seed: int) -> list[list[str]]:
-        options = DecodeOptions(temperatures=(temperature,), seed=seed)
+        options = DecodeOptions.exact(temperatures=(temperature,), seed=seed)
         return [[segment.text for segment in one.segments] for one in transcribe(babble(), MANY[:3], options)]
 
     assert words(0.0, seed=0) == words(0.0, seed=1)
@@ -165,7 +165,7 @@ def test_the_seed_decides_hot_windows_and_no_others() -> None:
 def test_parts_with_the_same_sound_and_other_names_draw_differently() -> None:
     part = scripted_part(1, 30)
     twin = Part("twin", part.mel, part.content_frames)
-    one, same, other = transcribe(babble(), [part, part, twin], DecodeOptions(temperatures=(1.0,)))
+    one, same, other = transcribe(babble(), [part, part, twin], DecodeOptions.exact(temperatures=(1.0,)))
     assert one == same
     assert one.segments != other.segments
 
@@ -179,7 +179,7 @@ def test_a_real_net_says_the_same_in_any_batch() -> None:
     weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     net, tokenizer = from_state(dims, weights), Tokenizer.for_dimensions(dims)
     parts = [random_part(f"part-{number}", 2000 + 1400 * number, generator) for number in range(5)]
-    options = DecodeOptions(temperatures=(0.0, 0.4), avg_logprob_threshold=-6.0)
+    options = DecodeOptions.exact(temperatures=(0.0, 0.4), avg_logprob_threshold=-6.0)
 
     def run(slots: int, encode_batch: int) -> list[Transcript]:
         pool = Engine(net, tokenizer, options, slots, encode_batch)

@@ -88,7 +88,7 @@ def test_a_shared_language_window_saves_the_second_encoding() -> None:
 def test_a_given_language_is_not_looked_for(seconds: float) -> None:
     net = saying({}, WORD)
     net.languages = {1: ("de", 0.9)}
-    (transcript,) = transcribe(net, [scripted_part(1, seconds)], DecodeOptions(language="fr"))
+    (transcript,) = transcribe(net, [scripted_part(1, seconds)], DecodeOptions.exact(language="fr"))
     assert (transcript.language, transcript.language_probability) == ("fr", None)
     assert net.language_steps == []
     assert not any(window.silence_behind for window in net.heard)
@@ -107,7 +107,7 @@ def test_an_english_only_model_is_not_asked_for_a_language(seconds: float) -> No
 
 def test_the_task_is_in_the_prompt() -> None:
     net = saying({}, WORD)
-    transcribe(net, [scripted_part(1, 30)], DecodeOptions(task="translate", language="de"))
+    transcribe(net, [scripted_part(1, 30)], DecodeOptions.exact(task="translate", language="de"))
     assert net.prompts[0][1][-1] == net.tokenizer.translate
 
 
@@ -118,7 +118,7 @@ def test_every_row_has_the_prompt_of_its_part() -> None:
     """Four parts that say different things and, at the second window, share a prefill with prompts of four lengths."""
     said = {(number, 0): f"<0.00>{' so' * (number + 1)}<2.00>" for number in range(4)}
     net = saying(said, WORD)
-    transcribe(net, [scripted_part(number, 60) for number in range(4)], DecodeOptions(language="en"))
+    transcribe(net, [scripted_part(number, 60) for number in range(4)], DecodeOptions.exact(language="en"))
     start = net.tokenizer.sot_sequence("en", "transcribe")
     second = {window.part: prompt for window, prompt in net.prompts if window.seek}
     assert second == {
@@ -130,7 +130,7 @@ def test_prompts_of_different_lengths_share_a_prefill() -> None:
     """Both first windows end in one turn, but the blank segment of the one is not shown to its second."""
     said = {(1, 0): "<0.00> One.<1.00><1.00> <30.00>", (2, 0): "<0.00> I will say two.<30.00>"}
     net = saying({**said, (1, 3000): "<0.00> Three.<2.00>"}, "<0.00> Four.<2.00>")
-    first, second = transcribe(net, [scripted_part(1, 60), scripted_part(2, 60)], DecodeOptions(language="en"))
+    first, second = transcribe(net, [scripted_part(1, 60), scripted_part(2, 60)], DecodeOptions.exact(language="en"))
     assert net.prefill_batches == [2, 2]
     assert {window.part: len(prompt) for window, prompt in net.prompts if window.seek} == {1: 8, 2: 11}
     assert [segment.text for segment in first.segments] == [" One.", " Three."]
@@ -163,7 +163,7 @@ def test_an_unfinished_tail_is_heard_again_from_where_it_was_cut() -> None:
 
 def test_zeros_follow_the_last_window() -> None:
     net = saying({}, WORD)
-    transcribe(net, [scripted_part(1, 31.5)], DecodeOptions(language="en"))
+    transcribe(net, [scripted_part(1, 31.5)], DecodeOptions.exact(language="en"))
     assert [(window.seek, window.frames, window.silence_behind) for window in net.heard] == [
         (0, 3000, False),
         (3000, 150, False),
@@ -201,7 +201,7 @@ def test_when_every_temperature_fails_the_hottest_is_kept() -> None:
 
 
 def test_hot_text_does_not_prompt_the_next_window() -> None:
-    options = DecodeOptions(temperatures=(0.0, 0.6), language="en")
+    options = DecodeOptions.exact(temperatures=(0.0, 0.6), language="en")
     net = saying({(1, 0): BAD}, WORD)
     (transcript,) = transcribe(net, [scripted_part(1, 90)], options)
     start = net.tokenizer.sot_sequence("en", "transcribe")
@@ -217,7 +217,7 @@ def test_each_window_and_each_attempt_draws_from_a_stream_of_its_own() -> None:
     """At the fork of `BAD`, one of five hundred words is drawn; what is heard is the same each time."""
 
     def drawn(*temperatures: float) -> list[int]:
-        options = DecodeOptions(temperatures=temperatures, previous_text=False)
+        options = DecodeOptions.exact(temperatures=temperatures, previous_text=False)
         (transcript,) = transcribe(saying({}, BAD), [scripted_part(1, 60)], options)
         assert {segment.attempts for segment in transcript.segments} == {len(temperatures)}
         return [segment.tokens[1] for segment in transcript.segments]
@@ -247,7 +247,7 @@ def test_a_window_without_speech_is_skipped_unless_its_text_is_confident() -> No
     said = {(1, 0): WORD, (1, 3000): Line("<0.00> Thank you.<2.00>", logprob=-2.0), (1, 6000): "<0.00> Yes.<2.00>"}
     net = saying(said)
     net.no_speech = {(1, 3000): 0.8, (1, 6000): 0.7}
-    (transcript,) = transcribe(net, [scripted_part(1, 90)], DecodeOptions(language="en"))
+    (transcript,) = transcribe(net, [scripted_part(1, 90)], DecodeOptions.exact(language="en"))
     assert [segment.text for segment in transcript.segments] == [" Word.", " Yes."]
     assert [segment.no_speech_prob for segment in transcript.segments] == [pytest.approx(0.01), pytest.approx(0.7)]
     assert transcript.segments[1].rules_fired[0] == CONFIDENT_DESPITE_NO_SPEECH
@@ -258,7 +258,9 @@ def test_a_window_without_speech_is_skipped_unless_its_text_is_confident() -> No
 def test_no_speech_is_read_at_sot_behind_any_prompt() -> None:
     net = saying({}, WORD)
     net.no_speech = {(1, 3000): 0.3, (2, 3000): 0.4}
-    transcripts = transcribe(net, [scripted_part(1, 60), scripted_part(2, 60)], DecodeOptions(initial_prompt="Listen"))
+    transcripts = transcribe(
+        net, [scripted_part(1, 60), scripted_part(2, 60)], DecodeOptions.exact(initial_prompt="Listen")
+    )
     assert [transcript.segments[1].no_speech_prob for transcript in transcripts] == [
         pytest.approx(0.3),
         pytest.approx(0.4),
@@ -278,7 +280,7 @@ ANYTHING_GOES: dict[str, Any] = {"compression_ratio_threshold": None, "language"
 def test_a_window_ends_when_the_context_is_full(initial_prompt: str | None, prompt_length: int, limit: int) -> None:
     """224 tokens, or what a prompt leaves of 448 positions and the token that needs none."""
     net = saying({(1, 0): ENDLESS})
-    options = DecodeOptions(initial_prompt=initial_prompt, **ANYTHING_GOES)
+    options = DecodeOptions.exact(initial_prompt=initial_prompt, **ANYTHING_GOES)
     (transcript,) = transcribe(net, [scripted_part(1, 30)], options)
     (segment,) = transcript.segments
     assert len(net.prompts[0][1]) == prompt_length
@@ -290,7 +292,7 @@ def test_a_window_ends_when_the_context_is_full(initial_prompt: str | None, prom
 @pytest.mark.parametrize(("words", "limited"), [(222, False), (223, True)])
 def test_a_window_that_ends_by_itself_was_not_cut_off(words: int, limited: bool) -> None:
     net = saying({(1, 0): "<0.00>" + " a" * words})
-    (transcript,) = transcribe(net, [scripted_part(1, 30)], DecodeOptions(**ANYTHING_GOES))
+    (transcript,) = transcribe(net, [scripted_part(1, 30)], DecodeOptions.exact(**ANYTHING_GOES))
     assert len(transcript.segments[0].tokens) == words + 1
     assert (TOKEN_LIMIT in transcript.segments[0].rules_fired) is limited
     assert transcript.tokens == 224
@@ -298,9 +300,9 @@ def test_a_window_that_ends_by_itself_was_not_cut_off(words: int, limited: bool)
 
 def test_the_first_timestamp_obeys_its_limit() -> None:
     late = saying({(1, 0): "<3.00> Late.<5.00>"})
-    (transcript,) = transcribe(late, [scripted_part(1, 30)], DecodeOptions(temperatures=(0.0,)))
+    (transcript,) = transcribe(late, [scripted_part(1, 30)], DecodeOptions.exact(temperatures=(0.0,)))
     assert transcript.segments[0].tokens[0] <= late.tokenizer.timestamp(1.0)
-    (free,) = transcribe(late, [scripted_part(1, 30)], DecodeOptions(max_initial_timestamp=None))
+    (free,) = transcribe(late, [scripted_part(1, 30)], DecodeOptions.exact(max_initial_timestamp=None))
     assert free.segments[0].tokens[0] == late.tokenizer.timestamp(3.0)
 
 

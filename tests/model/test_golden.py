@@ -112,7 +112,7 @@ def transcripts() -> dict[str, Transcript]:
     for model, checkpoint in checkpoints.items():
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
         net = from_state(checkpoint.dims, checkpoint.state)
-        engine = Engine(net, tokenizer, DecodeOptions(), slots=2)
+        engine = Engine(net, tokenizer, DecodeOptions.exact(), slots=2)
         for golden in GOLDEN:
             if golden.model == model:
                 samples = pcm_to_float(read_clip(folder / f"{golden.clip}.wav"))

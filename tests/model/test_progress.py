@@ -10,7 +10,7 @@ import pytest
 from model.dimensions import OFFICIAL
 from model.fallback import CONFIDENT_DESPITE_NO_SPEECH, IMPROBABLE, REPETITIVE, TEMPERATURES_EXHAUSTED
 from model.options import DecodeOptions
-from model.progress import PROMPT_RESET, TOKEN_LIMIT, PartProgress
+from model.progress import PROMPT_RESET, TAIL_FRAMES, TOKEN_LIMIT, PartProgress
 from model.segments import NO_TIMESTAMP_PAIR, UNFINISHED_TAIL_DROPPED
 from model.tokenizer import Tokenizer
 from model.transcript import Attempt, Part
@@ -21,9 +21,12 @@ TOKENIZER = Tokenizer.for_dimensions(DIMS)
 START = TOKENIZER.sot_sequence("en", "transcribe")
 
 
-def progress(seconds: float = 90.0, model: str = "base", **options: Any) -> PartProgress:
+Spans = tuple[tuple[int, int], ...]
+
+
+def progress(seconds: float = 90.0, model: str = "base", speech: Spans | None = None, **options: Any) -> PartProgress:
     """A part of so many seconds at its beginning, its language known."""
-    part = Part("part", np.zeros((1, 3000), np.float32), round(seconds * 100))
+    part = Part("part", np.zeros((1, 3000), np.float32), round(seconds * 100), speech)
     dims = OFFICIAL[model]
     return PartProgress(part, DecodeOptions(**{"language": "en"} | options), Tokenizer.for_dimensions(dims), dims)
 
@@ -69,6 +72,90 @@ def test_a_window_without_timestamps_ends_with_the_audio() -> None:
     accept(part, "<0.00> One.<30.00>")
     accept(part, "<0.00> Two.")
     assert (part.transcript.segments[-1].start, part.transcript.segments[-1].end) == (30.0, 36.0)
+
+
+# --- speech -------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_in_which_nobody_speaks_has_no_window() -> None:
+    part = progress(speech=())
+    assert part.remaining_frames == 0
+    assert (part.transcript.segments, part.transcript.windows, part.transcript.language) == ([], 0, "en")
+
+
+def test_a_part_in_which_somebody_speaks_throughout_is_read_as_if_nobody_had_looked() -> None:
+    heard, unheard = progress(seconds=65, speech=((0, 6500),)), progress(seconds=65)
+    for text in ("<0.00> One.<20.00><20.00> Tw", "<0.00> Two.<30.00>", "<0.00> Three.<15.00>"):
+        assert (heard.seek, heard.window_frames, heard.prompt()) == (
+            unheard.seek,
+            unheard.window_frames,
+            unheard.prompt(),
+        )
+        accept(heard, text)
+        accept(unheard, text)
+    assert heard.transcript == unheard.transcript
+    assert heard.remaining_frames == unheard.remaining_frames == 0
+
+
+def test_reading_begins_with_the_first_speech_and_ends_with_the_last() -> None:
+    part = progress(speech=((1000, 2000),))
+    assert (part.seek, part.window_frames, part.remaining_frames) == (1000, 1000, 1000)
+    accept(part, "<0.00> One.<10.00>")
+    assert part.remaining_frames == 0
+    assert [(segment.start, segment.end) for segment in part.transcript.segments] == [(10.0, 20.0)]
+
+
+def test_a_window_that_ends_in_silence_is_followed_by_the_next_speech() -> None:
+    part = progress(speech=((0, 1000), (5000, 6000)))
+    assert part.window_frames == 1000, "silence behind the speech is not part of the window"
+    accept(part, "<0.00> One.<8.00><8.00> T")
+    assert (part.seek, part.window_frames, part.remaining_frames) == (800, 200, 5200), "what may be speech is read"
+    accept(part, "<0.00> Two.<2.00>")
+    assert (part.seek, part.window_frames, part.remaining_frames) == (5000, 1000, 1000)
+    accept(part, "<0.00> Three.<10.00>")
+    assert [segment.start for segment in part.transcript.segments] == [0.0, 8.0, 50.0]
+    assert part.remaining_frames == 0
+
+
+def test_speech_near_each_other_shares_a_window() -> None:
+    part = progress(speech=((0, 500), (1500, 2500), (2900, 4000)))
+    assert part.window_frames == 3000
+    accept(part, "<0.00> One.<5.00><15.00> Two.<25.00><25.00>")
+    assert (part.seek, part.window_frames) == (2900, 1100)
+
+
+def test_a_seek_within_speech_stays_where_it_is() -> None:
+    part = progress(speech=((0, 4000),))
+    accept(part, "<0.00> One.<12.00><12.00> Tw")
+    assert part.seek == 1200
+
+
+@pytest.mark.parametrize(("left", "seek"), [(TAIL_FRAMES + 2, 1000 - TAIL_FRAMES - 2), (TAIL_FRAMES, 2000)])
+def test_the_margin_behind_the_last_word_is_not_worth_a_window(left: int, seek: int) -> None:
+    part = progress(speech=((0, 1000), (2000, 3000)))
+    accept(part, f"<0.00> One.<{(1000 - left) / 100:.2f}><{(1000 - left) / 100:.2f}> T")
+    assert part.seek == seek
+
+
+def test_the_shortest_speech_is_read_however_short() -> None:
+    part = progress(speech=((0, 1000), (5000, 5020)))
+    accept(part, "<0.00> One.<10.00>")
+    assert (part.seek, part.window_frames) == (5000, 20)
+    accept(part, "<0.00> Two.<0.20>")
+    assert part.remaining_frames == 0
+    assert [(segment.start, segment.text) for segment in part.transcript.segments] == [(0.0, " One."), (50.0, " Two.")]
+
+
+def test_a_window_taken_for_silence_ends_with_its_speech() -> None:
+    part = progress(speech=((0, 1000), (5000, 6000)))
+    accept(part, "<0.00> Thank you.<2.00>", avg_logprob=-1.5, no_speech_prob=0.9)
+    assert (part.seek, part.transcript.windows_skipped) == (5000, 1)
+
+
+def test_a_window_without_timestamps_ends_with_its_speech() -> None:
+    part = progress(speech=((500, 1500),))
+    accept(part, "<0.00> One.")
+    assert [(segment.start, segment.end) for segment in part.transcript.segments] == [(5.0, 15.0)]
 
 
 # --- prompt -------------------------------------------------------------------------------------------------------

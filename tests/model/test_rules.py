@@ -168,15 +168,37 @@ def test_the_state_follows_what_is_sampled() -> None:
 
 def test_a_slot_starts_afresh_and_leaves_its_neighbour_alone() -> None:
     state = state_after([BEGIN, WORD, BEGIN + 2], [BEGIN + 1])
-    state.reset(0)
+    state.reset(slice(0, 1))
     assert values(state, 0) == (0, False, True, NO_TIMESTAMP)
     assert values(state, 1) == (1, True, True, BEGIN + 1)
 
 
+def test_all_lanes_of_a_slot_start_afresh() -> None:
+    state = state_after([BEGIN], [BEGIN, WORD, BEGIN + 2], [BEGIN, WORD], [BEGIN + 1])
+    state.reset(slice(1, 3))
+    assert values(state, 0) == (1, True, True, BEGIN)
+    assert values(state, 1) == values(state, 2) == (0, False, True, NO_TIMESTAMP)
+    assert values(state, 3) == (1, True, True, BEGIN + 1)
+
+
 def test_a_slot_moves_with_all_it_knows() -> None:
     state = state_after([], [BEGIN, WORD, BEGIN + 2])
-    state.move(1, 0)
+    state.move(slice(1, 2), slice(0, 1))
     assert values(state, 0) == values(state, 1) == (3, True, False, BEGIN + 2)
+
+
+def test_lanes_move_in_their_order() -> None:
+    state = state_after([], [], [BEGIN, WORD, BEGIN + 2], [BEGIN, WORD])
+    state.move(slice(2, 4), slice(0, 2))
+    assert [values(state, row)[0] for row in range(4)] == [3, 2, 3, 2]
+    assert values(state, 0) == (3, True, False, BEGIN + 2)
+
+
+def test_lanes_that_change_places_each_take_what_the_other_knew() -> None:
+    state = state_after([BEGIN], [BEGIN, WORD, BEGIN + 2], [BEGIN, WORD], [BEGIN + 1])
+    before = [values(state, row) for row in range(4)]
+    state.follow(torch.tensor([1, 0, 0]))
+    assert [values(state, row) for row in range(4)] == [before[1], before[0], before[0], before[3]]
 
 
 def test_the_first_rows_are_views() -> None:

@@ -63,7 +63,7 @@ class Matrix:
     def compared(self, setting: Setting) -> Comparison:
         """Our runs over all parts in one engine, against the reference's."""
         if setting not in self._compared:
-            options = DecodeOptions(previous_text=setting.previous_text, temperatures=setting.temperatures)
+            options = DecodeOptions.exact(previous_text=setting.previous_text, temperatures=setting.temperatures)
             engine = self.sides(setting.model).ours
             with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
                 theirs = pool.submit(self.theirs, setting)

@@ -32,7 +32,7 @@ def parts(audio: Audio) -> Audio:
 
 
 def test_slots_and_order_change_nothing(parts: Audio, matrix: Matrix) -> None:
-    ours, options = matrix.sides("tiny.en").ours, DecodeOptions(temperatures=SCHEDULE)
+    ours, options = matrix.sides("tiny.en").ours, DecodeOptions.exact(temperatures=SCHEDULE)
 
     def run(slots: int) -> dict[str, OurRun]:
         order = random.Random(slots).sample(list(parts), len(parts))

@@ -26,6 +26,7 @@ from model.whisper import from_state
 from pipeline.config import Config
 from pipeline.job import Model
 from pipeline.tally import Counts, Tally
+from pipeline.voice import Voice, speech_of
 from pipeline.weights import load_model
 from tests.pipeline.runs import PATIENCE_SECONDS, STATUSES, THREADS, TINY, Alone, Done, planned
 
@@ -61,11 +62,13 @@ def alone(tiny: Model) -> Alone:
     checkpoint = load_model(tiny.name)
     net = from_state(checkpoint.dims, checkpoint.state)
     engine = Engine(net, Tokenizer.for_dimensions(checkpoint.dims), DecodeOptions(), slots=1)
+    voice = Voice()
 
     def transcribe(part_id: str, pcm: np.ndarray) -> Transcript:
         before = torch.get_num_threads()
         torch.set_num_threads(THREADS)
-        part = Part(part_id, log_mel(pcm_to_float(pcm), tiny.n_mels), len(pcm) // HOP_LENGTH)
+        speech = speech_of(voice.probabilities(pcm), len(pcm)).spans
+        part = Part(part_id, log_mel(pcm_to_float(pcm), tiny.n_mels), len(pcm) // HOP_LENGTH, speech)
         future = engine.submit(part)
         engine.drain()
         torch.set_num_threads(before)

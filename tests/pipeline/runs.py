@@ -31,7 +31,7 @@ PART_SECONDS = 5.0
 CONFIG = Config(
     model=TINY,
     read=ReadOptions(part_seconds=PART_SECONDS),
-    run=RunOptions(parts_per_shard=2, publish_seconds=0.5),
+    run=RunOptions(parts_per_shard=2, publish_seconds=0.5, precision="float32"),
 )
 STATUSES = {
     "counting.wav": "ok",

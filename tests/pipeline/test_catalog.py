@@ -151,6 +151,40 @@ def _with_rules(table: pa.Table, rules: list[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table.schema)
 
 
+def _spoken(*words: str, start: float) -> list[dict[str, Any]]:
+    """As many words, half a second each."""
+    times = [start + 0.5 * index for index in range(len(words))]
+    return [
+        {"word": word, "start": time, "end": time + 0.5, "probability": 0.9}
+        for word, time in zip(words, times, strict=True)
+    ]
+
+
+def test_each_word_is_a_row_with_its_place(store: Store, results: Results) -> None:
+    rows = results("a", parts=1, segments=3).to_pylist()
+    first, second, silent = rows[0]["segment_rows"]
+    first["words"], second["words"] = _spoken(" Hello", " world.", start=0.0), _spoken(" Bye.", start=5.0)
+    silent["words"] = []
+    second["language"] = "de"
+    _publish(store, pa.Table.from_pylist(rows, schema=results("a").schema), results("b"))
+    words = query(store, 'FROM words ORDER BY uri, "start"').to_pylist()
+    assert [(word["word"], word["start"], word["end"]) for word in words] == [
+        (" Hello", 0.0, 0.5),
+        (" world.", 0.5, 1.0),
+        (" Bye.", 5.0, 5.5),
+    ]
+    assert [(word["segment_index"], word["word_index"], word["language"]) for word in words] == [
+        (0, 0, "en"),
+        (0, 1, "en"),
+        (1, 0, "de"),
+    ]
+    assert {(word["uri"], word["media_id"], word["probability"]) for word in words} == {
+        ("s3://archive/a.mp3", "a", 0.9)
+    }
+    joined = "SELECT s.text FROM words w JOIN segments s USING (part_id, segment_index) WHERE w.word = ' Bye.'"
+    assert _one(store, joined) == {"text": " part 0 segment 1"}
+
+
 def test_coverage_is_a_share_of_what_was_decoded(store: Store, results: Results) -> None:
     _publish(store, results("a", parts=2, segments=3), results("b", parts=1, decoded_seconds=0.0))
     rows = query(store, "SELECT * FROM coverage ORDER BY uri").to_pylist()

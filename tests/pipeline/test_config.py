@@ -12,7 +12,17 @@ import pytest
 
 from model.errors import UsageError
 from model.options import DecodeOptions
-from pipeline.config import MAX_PART_SECONDS, MIN_PART_SECONDS, Config, ReadOptions, RunOptions, from_toml
+from pipeline.config import (
+    AUTO,
+    MAX_PART_SECONDS,
+    MIN_PART_SECONDS,
+    PRECISIONS,
+    Config,
+    ReadOptions,
+    RunOptions,
+    configured,
+    from_toml,
+)
 
 SHA256 = "1a5afae06a4db91c" * 4
 
@@ -27,6 +37,10 @@ temperatures = [0, 0.5]
 previous_text = false
 initial_prompt = "Ümlaut, GmbH"
 suppress_tokens = []
+hotwords = "Ada, Grace"
+beam_size = 5
+patience = 2
+word_timestamps = true
 avg_logprob_threshold = -0.8
 seed = 7
 
@@ -34,6 +48,7 @@ seed = 7
 part_seconds = 120
 max_hours = 2.5
 retries = 5
+voice_activity = false
 
 [run]
 slots = 8
@@ -64,19 +79,22 @@ def test_every_section_of_a_file_is_read(toml: Write) -> None:
             previous_text=False,
             initial_prompt="Ümlaut, GmbH",
             suppress_tokens=(),
+            hotwords="Ada, Grace",
+            beam_size=5,
+            patience=2.0,
+            word_timestamps=True,
             avg_logprob_threshold=-0.8,
             seed=7,
         ),
-        read=ReadOptions(part_seconds=120.0, max_hours=2.5, retries=5),
+        read=ReadOptions(part_seconds=120.0, max_hours=2.5, retries=5, voice_activity=False),
         run=RunOptions(slots=8, precision="bfloat16", publish_seconds=30.0),
     )
 
 
-def test_what_a_file_leaves_out_stays_as_it_was(toml: Write) -> None:
-    base = Config(model="small", decode=DecodeOptions(language="fr", seed=3), run=RunOptions(slots=4))
-    changed = from_toml(toml('model = "base"\n[decode]\nseed = 5\n'), base)
-    assert changed == replace(base, model="base", decode=DecodeOptions(language="fr", seed=5))
-    assert from_toml(toml("")) == Config()
+def test_what_a_file_leaves_out_keeps_its_default(toml: Write) -> None:
+    changed = from_toml(toml('model = "small"\n[decode]\nseed = 5\n'))
+    assert changed == Config(model="small", decode=DecodeOptions(seed=5))
+    assert from_toml(toml("")) == configured() == Config()
 
 
 def test_values_are_of_the_type_of_their_option(toml: Write) -> None:
@@ -90,13 +108,11 @@ def test_values_are_of_the_type_of_their_option(toml: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('modle = "base"', "modle is not an option; allowed: decode, model, read, run."),
-        ("[reed]\nretries = 1", "reed is not an option; allowed: decode, model, read, run."),
+        ('modle = "base"', "modle is not an option; allowed: decode, exact, model, read, run."),
+        ("[reed]\nretries = 1", "reed is not an option; allowed: decode, exact, model, read, run."),
         ("[decode]\nlangauge = 'en'", "[decode] langauge is not an option; allowed: avg_logprob_threshold, "),
-        (
-            "[read]\nparts_seconds = 60",
-            "[read] parts_seconds is not an option; allowed: max_hours, part_seconds, retries, timeout_seconds.",
-        ),
+        ("[read]\nparts_seconds = 60", "[read] parts_seconds is not an option; allowed: max_hours, part_seconds, "),
+        ("[decode]\nexact = true", "[decode] exact is not an option; allowed: avg_logprob_threshold, "),
         ("[run]\nslot = 4", "[run] slot is not an option; allowed: decode_actors, model_actors, parts_per_shard, "),
         ("[decode.beam]\nsize = 5", "[decode] beam is not an option; allowed: "),
     ],
@@ -125,6 +141,8 @@ def test_the_names_allowed_are_all_those_of_the_section(toml: Write, section: st
         ("[decode]\nlanguage = 7", "[decode] language is 7, which will not do: "),
         ("[decode]\nprevious_text = 'perhaps'", "[decode] previous_text is 'perhaps', which will not do: "),
         ("[read]\nretries = 2026-01-01", "[read] retries is datetime.date(2026, 1, 1), which will not do: "),
+        ("[read]\nvoice_activity = 0", "[read] voice_activity is 0, which will not do: "),
+        ("exact = 'yes'", "exact is 'yes', which will not do: "),
         ("[model]\nname = 'base'", "model is {'name': 'base'}, which will not do: "),
         ("read = 60", "read is a table: write [read] and its options below it."),
     ],
@@ -142,6 +160,8 @@ def test_a_value_that_is_not_allowed_fails_as_it_does_in_code(toml: Write) -> No
         from_toml(toml("[decode]\ntask = 'summarise'"))
     with pytest.raises(UsageError, match="part_seconds is 1: give 5 to 900 seconds, or inf"):
         from_toml(toml("[read]\npart_seconds = 1"))
+    with pytest.raises(UsageError, match="patience is 2, but there is no beam"):
+        from_toml(toml("[decode]\npatience = 2"))
 
 
 @pytest.mark.parametrize("content", [b"model = base", b"[read\n", b"model = '\xff\xfe'"])
@@ -158,6 +178,74 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         from_toml(missing)
     with pytest.raises(UsageError, match=f"^The configuration {tmp_path} cannot be read: Is a directory.$"):
         from_toml(tmp_path)
+
+
+# --- flags over a file --------------------------------------------------------------------------------------------
+
+
+def test_flags_win_and_leave_the_rest_of_their_table(toml: Write) -> None:
+    flags = {"model": "tiny", "decode": {"language": None, "beam_size": 3}, "read": {}, "run": {"precision": "int8"}}
+    file = toml(EVERYTHING)
+    alone, both = from_toml(file), configured(file, flags)
+    assert (both.model, both.decode.language, both.decode.beam_size) == ("tiny", None, 3)
+    assert (both.run.precision, both.run.slots, both.read) == ("int8", 8, alone.read)
+    assert replace(both.decode, language="en", beam_size=5) == alone.decode
+    assert configured(None, flags).decode == DecodeOptions(beam_size=3)
+
+
+def test_a_file_and_flags_need_make_sense_together_only(toml: Write) -> None:
+    file = toml("[decode]\npatience = 2")
+    assert configured(file, {"decode": {"beam_size": 5}}).decode == DecodeOptions(beam_size=5, patience=2.0)
+    with pytest.raises(UsageError, match="say different things about the language"):
+        configured(toml("[decode]\nlanguage_per_window = true"), {"decode": {"language": "de"}})
+
+
+# --- exact --------------------------------------------------------------------------------------------------------
+
+EXACT = Config(
+    decode=DecodeOptions.exact(), read=ReadOptions(voice_activity=False), run=RunOptions(precision="float32")
+)
+
+
+def test_exact_is_said_in_code_in_a_file_or_by_a_flag(toml: Write) -> None:
+    assert Config.exact() == from_toml(toml("exact = true")) == configured(None, {"exact": True}) == EXACT
+    assert configured(toml("exact = false")) == Config() != EXACT
+    assert configured(toml("exact = false"), {"exact": True}) == EXACT
+
+
+def test_exact_keeps_what_else_is_given(toml: Write) -> None:
+    file = toml("exact = true\nmodel = 'tiny'\n[decode]\nbeam_size = 5\n[read]\npart_seconds = inf\n[run]\nslots = 3")
+    given = configured(file, {"decode": {"language": "fr"}})
+    assert given.decode == Config.exact("tiny", beam_size=5, language="fr").decode
+    assert (given.model, given.read.part_seconds, given.run.slots) == ("tiny", math.inf, 3)
+    assert (given.read.voice_activity, given.run.precision) == (False, "float32")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "named"),
+    [
+        ("exact = true\n[decode]\nstop_loops = true", {}, "stop_loops is True"),
+        ("exact = true\n[run]\nprecision = 'bfloat16'", {}, "precision is 'bfloat16'"),
+        ("exact = true\n[run]\nprecision = 'auto'", {}, "precision is 'auto'"),
+        ("exact = true\n[read]\nvoice_activity = true", {}, "voice_activity is True"),
+        ("exact = true", {"decode": {"hotwords": "Ada"}}, "hotwords is 'Ada'"),
+        ("[decode]\ncontext_margin = 2", {"exact": True}, "context_margin is 2.0"),
+        ("", {"exact": True, "run": {"precision": "int8"}}, "precision is 'int8'"),
+    ],
+)
+def test_what_leads_away_from_exact_is_a_contradiction(
+    toml: Write, text: str, flags: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        configured(toml(text), flags)
+    assert str(caught.value) == (
+        f"{named}, with which the output is not openai/whisper's: leave it out, or leave out exact."
+    )
+
+
+def test_what_exact_does_anyway_may_be_said(toml: Write) -> None:
+    said = "exact = true\n[decode]\nstop_loops = false\n[read]\nvoice_activity = false\n[run]\nprecision = 'float32'"
+    assert from_toml(toml(said)) == EXACT
 
 
 # --- bounds -------------------------------------------------------------------------------------------------------
@@ -184,50 +272,75 @@ def test_counts_start_at_one(name: str) -> None:
 
 
 def test_an_unknown_precision_fails_with_those_allowed() -> None:
-    with pytest.raises(UsageError, match="^precision is 'int8': choose one of float32, bfloat16, float16.$"):
-        RunOptions(precision="int8")
+    assert [RunOptions(precision=name).precision for name in PRECISIONS] == list(PRECISIONS)
+    allowed = "auto, float32, bfloat16, float16, int8"
+    with pytest.raises(UsageError, match=f"^precision is 'int4': choose one of {allowed}.$"):
+        RunOptions(precision="int4")
 
 
 # --- the generation -----------------------------------------------------------------------------------------------
 
-OTHER_VALUES: dict[str, Any] = {
-    "language": "de",
-    "task": "translate",
-    "temperatures": (0.0,),
-    "compression_ratio_threshold": None,
-    "avg_logprob_threshold": None,
-    "no_speech_threshold": None,
-    "previous_text": False,
-    "initial_prompt": "Names: Ada, Grace.",
-    "suppress_tokens": (),
-    "suppress_blank": False,
-    "max_initial_timestamp": None,
-    "language_window": "shared",
-    "seed": 1,
+RUN = RunOptions(precision="float32")
+USUAL = Config(run=RUN)
+OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "language": {"language": "de"},
+    "task": {"task": "translate"},
+    "temperatures": {"temperatures": (0.0,)},
+    "compression_ratio_threshold": {"compression_ratio_threshold": None},
+    "avg_logprob_threshold": {"avg_logprob_threshold": None},
+    "no_speech_threshold": {"no_speech_threshold": None},
+    "previous_text": {"previous_text": False},
+    "initial_prompt": {"initial_prompt": "Names: Ada, Grace."},
+    "hotwords": {"hotwords": "Ada, Grace"},
+    "beam_size": {"beam_size": 5},
+    "patience": {"beam_size": 5, "patience": 2.0},
+    "length_penalty": {"beam_size": 5, "length_penalty": 0.6},
+    "best_of": {"best_of": 5},
+    "suppress_tokens": {"suppress_tokens": ()},
+    "suppress_blank": {"suppress_blank": False},
+    "max_initial_timestamp": {"max_initial_timestamp": None},
+    "language_windows": {"language_windows": 3},
+    "language_per_window": {"language_per_window": True},
+    "language_window": {"language_window": "reference"},
+    "context_margin": {"context_margin": 2.0},
+    "stop_loops": {"stop_loops": False},
+    "word_timestamps": {"word_timestamps": True},
+    "hallucination_silence": {"word_timestamps": True, "hallucination_silence": 2.0},
+    "seed": {"seed": 1},
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(DecodeOptions)])
 def test_every_decode_option_makes_a_new_generation(name: str) -> None:
     """An option without an entry above fails here: whoever adds one decides whether it belongs to the generation."""
-    changed = Config(decode=replace(DecodeOptions(), **{name: OTHER_VALUES[name]}))
-    assert changed.generation(SHA256) != Config().generation(SHA256)
+    changes = OTHER_VALUES[name]
+    others = {other: value for other, value in changes.items() if other != name}
+    before, after = (Config(decode=DecodeOptions(**given), run=RUN) for given in (others, changes))
+    assert after.generation(SHA256) != before.generation(SHA256)
 
 
 def test_the_weights_make_a_new_generation_and_their_name_does_not() -> None:
-    assert Config().generation(SHA256) != Config().generation("0" * 64)
-    assert Config(model="base").generation(SHA256) == Config(model="/models/base.pt").generation(SHA256)
+    assert USUAL.generation(SHA256) != USUAL.generation("0" * 64)
+    assert Config("base", run=RUN).generation(SHA256) == Config("/models/base.pt", run=RUN).generation(SHA256)
 
 
-def test_what_was_asked_of_cuts_and_precision_makes_a_new_generation_and_no_other_option() -> None:
-    usual = Config().generation(SHA256)
-    assert Config(run=RunOptions(precision="float16")).generation(SHA256) != usual
+def test_what_was_asked_of_reading_and_precision_makes_a_new_generation_and_no_other_option() -> None:
+    usual = USUAL.generation(SHA256)
+    assert replace(USUAL, run=RunOptions(precision="float16")).generation(SHA256) != usual
     for length in (60.0, float("inf")):
-        assert Config(read=ReadOptions(part_seconds=length)).generation(SHA256) != usual
-    assert Config(read=ReadOptions(max_hours=1.0)).generation(SHA256) != usual
-    spread = RunOptions(slots=3, model_actors=2, decode_actors=5, parts_per_shard=1, publish_seconds=0.0)
+        assert replace(USUAL, read=ReadOptions(part_seconds=length)).generation(SHA256) != usual
+    assert replace(USUAL, read=ReadOptions(max_hours=1.0)).generation(SHA256) != usual
+    assert replace(USUAL, read=ReadOptions(voice_activity=False)).generation(SHA256) != usual
+    spread = dict(slots=3, model_actors=2, decode_actors=5, parts_per_shard=1, publish_seconds=0.0)
     read = ReadOptions(timeout_seconds=10.0, retries=0)
-    assert Config(run=spread, read=read).generation(SHA256) == usual
+    assert Config(run=replace(RUN, **spread), read=read).generation(SHA256) == usual
+
+
+def test_there_is_no_generation_before_the_precision_is_settled() -> None:
+    """Two machines would give other texts the same name."""
+    assert Config().run.precision == AUTO
+    with pytest.raises(AssertionError, match="settled"):
+        Config().generation(SHA256)
 
 
 def test_a_generation_is_a_name_that_lasts(toml: Write) -> None:
@@ -235,7 +348,6 @@ def test_a_generation_is_a_name_that_lasts(toml: Write) -> None:
 
     A new option changes it, and so announces that it will be: say so in the changelog.
     """
-    assert Config().generation(SHA256) == "e269432753e2ed5d"
-    assert (
-        from_toml(toml("[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]")).generation(SHA256) == "e269432753e2ed5d"
-    )
+    assert USUAL.generation(SHA256) == "28783292f91a4c5f"
+    said = "[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]\n[run]\nprecision = 'float32'"
+    assert from_toml(toml(said)).generation(SHA256) == USUAL.generation(SHA256)

@@ -35,14 +35,20 @@ def test_a_token_that_does_not_exist_cannot_be_suppressed(tiny: Model) -> None:
         Model.of(asking(suppress_tokens=(99_999,)))
 
 
+def test_hotwords_that_no_prompt_has_room_for_are_refused(tiny: Model) -> None:
+    with pytest.raises(UsageError, match="hotwords takes 300 tokens"):
+        Model.of(asking(hotwords="so " * 300))
+    assert Model.of(asking(hotwords="so " * 200)) == tiny
+
+
 def test_a_model_that_is_nowhere_is_named() -> None:
     with pytest.raises(ModelError, match="There is no model 'tinny'.*closest: tiny"):
         Model.of(Config(model="tinny"))
 
 
 def test_a_job_is_small_and_travels(tiny: Model) -> None:
-    config = Config(model=TINY)
-    job = Job(config, tiny, place(RunOptions(), {"CPU": 8.0}, 1, 8), "s3://bucket/tables")
+    config = Config(model=TINY, run=RunOptions(precision="float32"))
+    job = Job(config, tiny, place(config.run, {"CPU": 8.0}, 1, 8), "s3://bucket/tables")
     sent = pickle.dumps(job)
     assert pickle.loads(sent) == job and len(sent) < 4096
     assert job.generation == config.generation(tiny.sha256)

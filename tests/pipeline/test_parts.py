@@ -18,13 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.dimensions import HOP_LENGTH, SAMPLE_RATE, WINDOW_FRAMES
+from jobs.samples import read_clip
+from model.dimensions import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE, WINDOW_FRAMES
 from model.features import log_mel, pcm_to_float
 from pipeline import parts, records
 from pipeline.config import ReadOptions
 from pipeline.inventory import list_media
 from pipeline.media import find_ffmpeg
-from pipeline.parts import PcmPart, ReadParts, cut_parts, part_id, quietest_cut
+from pipeline.parts import PcmPart, ReadParts, best_cut, cut_parts, part_id
+from pipeline.voice import FRAME_SAMPLES, Speech, Voice, speech_of
 
 N_MELS = 80
 GENERATION = "0123456789abcdef"
@@ -82,34 +84,130 @@ def loud_with_pauses(seconds: float, *pauses: tuple[float, float]) -> np.ndarray
 
 
 def test_a_part_ends_in_the_middle_of_the_pause() -> None:
-    cut = quietest_cut(loud_with_pauses(100, (91.0, 91.3)))
+    cut = best_cut(loud_with_pauses(100, (91.0, 91.3)))
     assert cut / SAMPLE_RATE == pytest.approx(91.15, abs=0.051)
 
 
 def test_of_two_equal_pauses_the_earlier_is_taken() -> None:
-    cut = quietest_cut(loud_with_pauses(100, (85.0, 85.4), (95.0, 95.4)))
+    cut = best_cut(loud_with_pauses(100, (85.0, 85.4), (95.0, 95.4)))
     assert 85.0 < cut / SAMPLE_RATE < 85.4
 
 
 def test_a_longer_pause_before_the_search_zone_is_not_looked_at() -> None:
-    assert quietest_cut(loud_with_pauses(100, (50.0, 70.0), (95.0, 95.4))) / SAMPLE_RATE > 95.0
+    assert best_cut(loud_with_pauses(100, (50.0, 70.0), (95.0, 95.4))) / SAMPLE_RATE > 95.0
     # Of 15 minutes only the last 30 seconds are searched, not the last fifth.
-    assert quietest_cut(loud_with_pauses(900, (800.0, 860.0), (895.0, 895.4))) / SAMPLE_RATE > 895.0
+    assert best_cut(loud_with_pauses(900, (800.0, 860.0), (895.0, 895.4))) / SAMPLE_RATE > 895.0
 
 
 def test_a_click_does_not_hide_a_pause_and_a_gap_between_words_is_none() -> None:
     pcm = loud_with_pauses(100, (90.0, 90.1), (95.0, 96.0))  # 0.1 s is a stop consonant
-    assert quietest_cut(pcm) / SAMPLE_RATE > 95.0
+    assert best_cut(pcm) / SAMPLE_RATE > 95.0
 
 
 def test_the_loudest_samples_do_not_overflow() -> None:
     pcm = np.full(10 * SAMPLE_RATE, -32768, np.int16)
     pcm[int(9.0 * SAMPLE_RATE) : int(9.4 * SAMPLE_RATE)] = 32767
-    assert 9.0 < quietest_cut(pcm) / SAMPLE_RATE < 9.4
+    assert 9.0 < best_cut(pcm) / SAMPLE_RATE < 9.4
 
 
 def test_a_part_too_short_to_search_is_cut_at_its_limit() -> None:
-    assert quietest_cut(np.zeros(SAMPLE_RATE, np.int16)) == SAMPLE_RATE
+    assert best_cut(np.zeros(SAMPLE_RATE, np.int16)) == SAMPLE_RATE
+
+
+# --- pauses of speech ---------------------------------------------------------------------------------------------
+
+
+class Ear(Voice):
+    """Takes for speech what is louder than so much: quick, and easy to predict."""
+
+    def __init__(self, threshold: int = 300) -> None:
+        self._threshold = threshold
+
+    def probabilities(self, pcm: np.ndarray) -> np.ndarray:
+        frames = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+        return (np.abs(frames).max(axis=1) > self._threshold).astype(np.float32)
+
+
+def with_murmur(pcm: np.ndarray, start: float, end: float) -> np.ndarray:
+    """A pause that is not silent: somebody breathes, something hums."""
+    pcm = pcm.copy()
+    pcm[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)] = 200
+    return pcm
+
+
+def test_the_longest_pause_of_speech_is_better_than_the_quietest_point() -> None:
+    pcm = with_murmur(loud_with_pauses(100, (85.0, 85.4)), 93.0, 95.0)
+    assert 85.0 < best_cut(pcm) / SAMPLE_RATE < 85.4
+    assert 93.0 < best_cut(pcm, Ear().probabilities(pcm)) / SAMPLE_RATE < 95.0
+
+
+def test_within_the_pause_it_is_cut_where_it_is_quietest() -> None:
+    pcm = with_murmur(loud_with_pauses(100), 90.0, 96.0)
+    pcm[94 * SAMPLE_RATE : 95 * SAMPLE_RATE] = 5
+    assert 94.0 < best_cut(pcm, Ear().probabilities(pcm)) / SAMPLE_RATE < 95.0
+
+
+def test_a_pause_before_the_search_zone_counts_from_there_on() -> None:
+    pcm = with_murmur(loud_with_pauses(100), 50.0, 81.0)
+    assert 80.0 <= best_cut(pcm, Ear().probabilities(pcm)) / SAMPLE_RATE < 81.0
+
+
+@pytest.mark.parametrize("pcm", [np.full(100 * SAMPLE_RATE, 5000, np.int16), np.zeros(100 * SAMPLE_RATE, np.int16)])
+def test_without_a_pause_or_without_speech_the_quietest_point_is_taken(pcm: np.ndarray) -> None:
+    pcm[95 * SAMPLE_RATE : int(95.2 * SAMPLE_RATE)] //= 2
+    assert best_cut(pcm, Ear().probabilities(pcm)) == best_cut(pcm)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seconds=st.floats(1.0, 60.0), start=st.floats(0, 1), length=st.floats(0.35, 5.0))
+def test_a_cut_lies_in_the_pause_on_a_whole_frame(seconds: float, start: float, length: float) -> None:
+    samples = int(seconds * 100) * HOP_LENGTH
+    zone = int(0.8 * samples) / SAMPLE_RATE
+    start = zone + start * (samples / SAMPLE_RATE - zone)
+    pcm = with_murmur(loud_with_pauses(samples / SAMPLE_RATE), start, start + length)
+    cut = best_cut(pcm, Ear().probabilities(pcm))
+    assert cut % HOP_LENGTH == 0 and 0 < cut <= samples
+    if min(start + length, samples / SAMPLE_RATE) - start > 0.4:  # there are ten whole frames of 32 ms in it
+        assert start <= cut / SAMPLE_RATE <= start + length
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seconds=st.floats(0, 12),
+    part_seconds=st.sampled_from([0.3, 1.7, 5.0, math.inf]),
+    sizes=st.lists(st.integers(500, 60_000), min_size=1, max_size=4),
+)
+def test_what_is_heard_does_not_depend_on_chunks_either(seconds: float, part_seconds: float, sizes: list[int]) -> None:
+    pcm = noise(seconds)
+    found = list(cut_parts(in_chunks(pcm, sizes), part_seconds, Ear(3000)))
+    assert described(found) == described(list(cut_parts([pcm], part_seconds, Ear(3000))))
+    assert np.array_equal(np.concatenate([part.pcm for part in found] or [pcm[:0]]), pcm)
+    for part in found:
+        assert part.speech is not None and part.speech.seconds <= len(part.pcm) / SAMPLE_RATE
+        assert all(0 <= start < end <= len(part.pcm) // HOP_LENGTH for start, end in part.speech.spans)
+
+
+def described(found: list[PcmPart]) -> list[Any]:
+    return [(*one, part.speech) for one, part in zip(describe(found), found, strict=True)]
+
+
+def test_each_part_counts_its_speech_from_its_own_start() -> None:
+    pcm = np.zeros(20 * SAMPLE_RATE, np.int16)
+    pcm[8 * SAMPLE_RATE : 9 * SAMPLE_RATE] = pcm[13 * SAMPLE_RATE : 14 * SAMPLE_RATE] = 5000
+    first, last = cut_parts([pcm], 12.0, Ear())
+    assert 9.6 < first.end < 12.0
+    for part, spoken in ((first, 8.0), (last, 13.0)):
+        assert part.speech is not None and part.speech.seconds == pytest.approx(1.0, abs=0.05)
+        ((start, end),) = part.speech.spans
+        assert part.start + start / 100 == pytest.approx(spoken - 0.4, abs=0.05)
+        assert part.start + end / 100 == pytest.approx(spoken + 1.4, abs=0.05)
+
+
+def test_nobody_looks_unless_told_to() -> None:
+    assert [part.speech for part in cut_parts([noise(10.0)], 4.0)] == [None, None, None]
+
+
+# --- the stream ---------------------------------------------------------------------------------------------------
 
 
 def test_a_part_leaves_before_the_stream_has_ended() -> None:
@@ -212,6 +310,35 @@ def test_evidence_that_is_known_at_the_end_stands_on_the_last_part(clip: Path) -
     assert first[0]["fetch_seconds"] > 0 == last["fetch_seconds"]
 
 
+def test_where_somebody_speaks_stands_on_each_part(samples: Path, tmp_path: Path) -> None:
+    """Real speech between silences, and the spans that the detector finds in it alone."""
+    silence = np.zeros(6 * SAMPLE_RATE, np.int16)
+    counting = read_clip(samples / "en" / "counting.wav")
+    path = write_wav(tmp_path / "spoken.wav", np.concatenate([silence, counting, silence, silence, counting, silence]))
+    *spoken, silent = read(manifest(path, part_seconds=15.0))
+    assert (silent["speech"], silent["speech_seconds"]) == ([], 0.0)
+    for row, begin in zip(spoken, (6.0, 21.0), strict=True):
+        assert row["speech_seconds"] == pytest.approx(len(counting) / SAMPLE_RATE, abs=0.7)
+        ((start, end),) = row["speech"]
+        assert row["start"] + start / FRAMES_PER_SECOND == pytest.approx(begin - 0.4, abs=0.2)
+        assert end - start == pytest.approx(len(counting) / HOP_LENGTH, abs=80)
+
+
+def test_a_part_in_one_piece_is_heard_as_it_is(samples: Path) -> None:
+    path = samples / "en" / "counting.wav"
+    (row,) = read(manifest(path))
+    pcm = read_clip(path)
+    alone = speech_of(Voice().probabilities(pcm), len(pcm))
+    assert Speech(row["speech_seconds"], tuple(map(tuple, row["speech"]))) == alone
+
+
+def test_where_nobody_speaks_there_is_no_span_and_where_nobody_looks_no_answer(clip: Path) -> None:
+    assert {(tuple(row["speech"]), row["speech_seconds"]) for row in read(manifest(clip))} == {((), 0.0)}
+    deaf = read(manifest(clip), ReadOptions(voice_activity=False))
+    assert {(row["speech"], row["speech_seconds"]) for row in deaf} == {(None, None)}
+    assert names(deaf) == names(read(manifest(clip)))
+
+
 def test_only_the_last_part_of_a_truncated_file_says_so(clip: Path) -> None:
     clip.write_bytes(clip.read_bytes()[:-40_000])
     rows = read(manifest(clip))
@@ -296,6 +423,7 @@ def test_a_file_that_hangs_half_way_keeps_its_parts_and_ends_in_a_timeout(
     first, last = read(table, ReadOptions(timeout_seconds=0.5))
     assert (first["status"], first["mel"]) == ("ok", whole[0]["mel"])
     assert (last["status"], last["index"], last["is_last"], last["mel"]) == ("timeout", 1, True, None)
+    assert (last["speech"], last["speech_seconds"]) == (None, None)
     assert last["start"] == last["end"] == first["end"]  # the samples since the cut are left for another run
     assert last["decoded_seconds"] == 200_000 / 2 / SAMPLE_RATE
     assert not list(temporary.iterdir())

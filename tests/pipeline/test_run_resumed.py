@@ -94,7 +94,7 @@ def test_a_run_that_was_killed_is_finished_as_if_nothing_had_happened(
     slow = archive.parent / "slow.toml"
     slow.write_text(
         f'model = "{TINY}"\n[read]\npart_seconds = {PART_SECONDS}\n'
-        "[run]\nslots = 1\nparts_per_shard = 1\npublish_seconds = 3600\n"
+        "[run]\nprecision = 'float32'\nslots = 1\nparts_per_shard = 1\npublish_seconds = 3600\n"
     )
     with command_line("transcribe", str(archive), "--to", str(folder), "--config", str(slow), "--json") as process:
         prepared = _wait_for_a_shard(folder, process)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import wave
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,15 +22,15 @@ from model.dimensions import SAMPLE_RATE
 from model.engine import Engine
 from model.errors import ModelError
 from model.options import DecodeOptions
-from model.transcript import Transcript
-from pipeline.config import Config, ReadOptions
+from model.transcript import Segment, Transcript, Word
+from pipeline.config import Config, ReadOptions, RunOptions
 from pipeline.inventory import list_media
 from pipeline.job import Job, Model
 from pipeline.parts import ReadParts
 from pipeline.placement import Placement
 from pipeline.plan import plan
 from pipeline.records import AUDIO, RESULT
-from pipeline.transcriber import EngineThread, Transcriber
+from pipeline.transcriber import EngineThread, Transcriber, _segment_row
 from tests.model.scripted import ScriptedNet, assert_same, saying, scripted_part, transcribe
 from tests.pipeline.runs import THREADS, TINY, Alone
 
@@ -160,7 +161,8 @@ class Told:
 
 @pytest.fixture(scope="module")
 def job(tiny: Model) -> Job:
-    return Job(Config(model=TINY, read=ReadOptions(part_seconds=5.0)), tiny, PLACE, "nowhere")
+    config = Config(model=TINY, read=ReadOptions(part_seconds=5.0), run=RunOptions(precision="float32"))
+    return Job(config, tiny, PLACE, "nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +246,34 @@ def test_segments_are_those_of_the_engine_counted_from_the_start_of_the_file(
     assert row["start"] > 0, "no part was checked that begins later than its file"
 
 
+HEARD = Segment(1.0, 2.0, " Hi.", (1,), 0.0, -0.1, 1.0, 0.0, 1, ())
+IN_WELSH = Transcript("part", language="cy", language_probability=0.4)
+
+
+def test_a_segment_is_in_the_language_of_its_part_unless_it_has_one() -> None:
+    def language(segment: Segment) -> tuple[str, float | None]:
+        row = _segment_row(0, segment, IN_WELSH, 60.0)
+        return row["language"], row["language_probability"]
+
+    assert language(HEARD) == ("cy", 0.4)
+    assert language(replace(HEARD, language="de", language_probability=0.9)) == ("de", 0.9)
+    assert language(replace(HEARD, language="de")) == ("de", None), "the doubt about another language is not its own"
+
+
+def test_words_are_counted_from_the_start_of_the_file_as_segments_are() -> None:
+    words = (Word(" Hi", 1.0, 1.5, 0.9), Word(".", 1.5, 2.0, 0.8))
+    row = _segment_row(3, replace(HEARD, words=words), IN_WELSH, 60.0)
+    assert (row["segment_index"], row["start"], row["end"]) == (3, 61.0, 62.0)
+    assert row["words"] == [
+        {"word": " Hi", "start": 61.0, "end": 61.5, "probability": 0.9},
+        {"word": ".", "start": 61.5, "end": 62.0, "probability": 0.8},
+    ]
+    assert _segment_row(0, HEARD, IN_WELSH, 60.0)["words"] is None
+    assert _segment_row(0, replace(HEARD, words=()), IN_WELSH, 60.0)["words"] == []
+    stored = pa.Table.from_pylist([{"segment_rows": [row]}], schema=pa.schema([RESULT.field("segment_rows")]))
+    assert stored.to_pylist()[0]["segment_rows"][0] == row | {"tokens": [1], "rules_fired": []}
+
+
 def _with_gap(pcm: np.ndarray) -> np.ndarray:
     return np.concatenate([pcm, np.zeros(SAMPLE_RATE // 2, np.int16)])
 
@@ -259,6 +289,32 @@ def test_a_row_without_audio_passes_through(stage: Transcriber, read: Read, samp
         assert row["error"] == before["error"] and row["error"]
         assert (row["segment_rows"], row["segments"], row["windows"], row["tokens"]) == ([], 0, 0, 0)
         assert row["language"] is None and row["covered_seconds"] == 0.0
+
+
+def test_silence_is_not_read_and_costs_nothing(stage: Transcriber, read: Read, samples: Path, tmp_path: Path) -> None:
+    path = tmp_path / "silence.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 4 * SAMPLE_RATE))
+    batch = read(path, samples / "en" / "hello_world.wav")
+    silent, spoken = asyncio.run(stage(batch)).to_pylist()
+    assert (silent["status"], silent["speech_seconds"], silent["windows"], silent["segment_rows"]) == ("ok", 0.0, 0, [])
+    assert spoken["windows"] == 1 and 0 < spoken["speech_seconds"] < spoken["end"]
+
+
+def test_only_the_spans_that_were_heard_are_read(stage: Transcriber, read: Read, samples: Path) -> None:
+    """The same samples, heard for the first second only, and heard by nobody."""
+    batch = read(samples / "en" / "quick_brown_fox.wav")
+    where = batch.schema.get_field_index("speech")
+
+    def text(spans: list[list[int]] | None) -> str:
+        row = asyncio.run(
+            stage(batch.set_column(where, AUDIO.field("speech"), pa.array([spans], AUDIO.field("speech").type)))
+        )
+        return "".join(segment["text"] for segment in row.to_pylist()[0]["segment_rows"])
+
+    assert "lazy dog" in text(None) and "lazy dog" in text(batch["speech"].to_pylist()[0])
+    assert "lazy dog" not in text([[0, 100]])
 
 
 def test_a_slice_of_a_larger_block_is_read_at_its_own_place(stage: Transcriber, heard: Heard) -> None:
