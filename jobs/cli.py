@@ -227,7 +227,7 @@ def bench(
         str | None, typer.Option(metavar="CODE", help="Told to all; else en for long files, unknown for clips.")
     ] = None,
     precision: Annotated[str, typer.Option(metavar="NAME", help="Of our net.")] = "auto",
-    slots: Annotated[int, typer.Option(metavar="N", min=1, help="Of our engine.")] = 16,
+    slots: Annotated[int, typer.Option(metavar="N", min=1, help="Of our engine.")] = 24,
     part_seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Our longest part; else what the planner chooses.")
     ] = None,

@@ -19,9 +19,7 @@ _PAIR = re.compile(r"--(\S+) / --no-\1")  # a flag and its opposite are told in 
 TEXT, SEARCH, LANGUAGE, SILENCE = "Text", "Search", "Language", "Silence and length"
 
 Exact = Annotated[bool, typer.Option("--exact", help="Decode as openai/whisper does, token for token.")]
-Precision = Annotated[
-    str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16 or int8; else auto.")
-]
+Precision = Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16; else auto.")]
 
 InitialPrompt = Annotated[
     str | None,

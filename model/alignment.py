@@ -10,7 +10,8 @@ says what is called when. In shapes, B is rows, T tokens, D width, H heads, A au
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -45,6 +46,9 @@ _MEDIAN_OF_SEVEN = (
     (3, 4),
 )
 
+MOST_PADDING = 16  # tokens: to read that many more costs about what it costs to read the weights once more
+PROJECTED = 256  # tokens whose logits are held at once: 53 MB
+
 _DOWN, _ALONG = 1, 2  # bits of a step: to the next row, to the next column
 
 Positions = NDArray[np.int64]
@@ -72,18 +76,23 @@ class Aligner:
     def align(self, cache: DecoderCache, reach: Reach, texts: Sequence[SpokenText]) -> list[list[WordTiming]]:
         """Words of each text with their times and probabilities; none for a text without tokens.
 
-        cache, reach: where the keys and values of the windows lie, one row of `reach` for each text; how much text it
-        looks back at does not matter. Nothing is written. What the heads look at is held for all texts at once:
+        cache, reach: where the keys and values of the windows lie, one of `reach.rows` for each text; how much text it
+        looks back at does not matter. Nothing is written. What the heads look at is held for some texts at once:
         heads × T × A × 4 bytes for each, 11 MB for the longest on base.
         """
-        spoken = [index for index, text in enumerate(texts) if text.tokens]
+        assert reach.rows is not None, "texts are aligned in rows that are named"
+        order: list[int] = []
+        costs: list[NDArray[np.float32]] = []
+        probabilities: list[list[float]] = []
+        for batch in batches([len(text.tokens) for text in texts]):
+            some = [texts[index] for index in batch]
+            hidden, looks = self._read_again(cache, replace(reach, rows=reach.rows[batch]), some)
+            order += batch
+            costs += [self._costs(own, text) for own, text in zip(looks, some, strict=True)]
+            probabilities += self._probabilities(hidden, some)
         timings: list[list[WordTiming]] = [[] for _ in texts]
-        if not spoken:
-            return timings
-        hidden, looks = self._read_again(cache, reach, texts)
-        paths = warp([self._costs(looks[index], texts[index]) for index in spoken])
-        for index, path in zip(spoken, paths, strict=True):
-            timings[index] = self._words(texts[index], path, self._probabilities(hidden[index], texts[index]))
+        for index, path, own in zip(order, warp(costs), probabilities, strict=True):
+            timings[index] = self._words(texts[index], path, own)
         return timings
 
     def _read_again(self, cache: DecoderCache, reach: Reach, texts: Sequence[SpokenText]) -> tuple[Tensor, Tensor]:
@@ -116,20 +125,27 @@ class Aligner:
 
     def _costs(self, looks: Tensor, text: SpokenText) -> NDArray[np.float32]:
         """Of being at each position of the audio when a token, or the end, is due: (tokens + 1, positions)."""
-        first, last = len(text.start), len(text.start) + 1 + len(text.tokens)  # each looks for the token behind it
+        first, last = len(text.start), len(text.start) + 1 + len(text.tokens)
         heard = max(1, text.frames // self.net.dims.frames_per_position)
         looks = looks[:, : last + 1, :heard]
         at_once = 1 if looks.device.type == "cpu" else len(looks)  # one head fits into the cache of a CPU
         cleaned = [clean(looks[head : head + at_once]) for head in range(0, len(looks), at_once)]
         return (-torch.cat(cleaned).mean(0)[first:last]).cpu().numpy()
 
-    def _probabilities(self, hidden: Tensor, text: SpokenText) -> list[float]:
-        """Of each token, among all that are text."""
-        first, chosen = len(text.start), torch.tensor(text.tokens, device=hidden.device)
-        logits = self.net.project(hidden[first : first + len(chosen)])[:, : self.tokenizer.eot]  # (tokens, text)
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-        probabilities: list[float] = logprobs.exp().tolist()
-        return probabilities
+    def _probabilities(self, hidden: Tensor, texts: Sequence[SpokenText]) -> list[list[float]]:
+        """Of each token of each text, among all that are text; hidden (B, T, D)."""
+        firsts = [len(text.start) for text in texts]  # each looks for the token behind it
+        counts = [len(text.tokens) for text in texts]
+        states = torch.cat([own[i : i + n] for own, i, n in zip(hidden, firsts, counts, strict=True)])  # (tokens, D)
+        tokens = torch.tensor([token for text in texts for token in text.tokens], device=hidden.device)
+        found: list[float] = []
+        for begin in range(0, len(tokens), PROJECTED):
+            some = slice(begin, begin + PROJECTED)
+            logits = self.net.project(states[some])[:, : self.tokenizer.eot]  # (PROJECTED, V)
+            logprobs = logits.gather(1, tokens[some, None])[:, 0] - logits.logsumexp(-1)
+            found += logprobs.exp().tolist()
+        rest = iter(found)
+        return [list(islice(rest, count)) for count in counts]
 
     def _words(self, text: SpokenText, path: Positions, probabilities: Sequence[float]) -> list[WordTiming]:
         positions_per_second = FRAMES_PER_SECOND // self.net.dims.frames_per_position
@@ -141,6 +157,17 @@ class Aligner:
             timings.append(WordTiming(word, tokens, seconds[first], seconds[last], probability))
             first = last
         return timings
+
+
+def batches(counts: Sequence[int]) -> list[list[int]]:
+    """Indices of texts of so many tokens, those of similar length together; texts without any are left out."""
+    found: list[list[int]] = []
+    for index in sorted(range(len(counts)), key=counts.__getitem__):
+        if found and counts[index] and counts[index] - counts[found[-1][0]] <= MOST_PADDING:
+            found[-1].append(index)
+        elif counts[index]:
+            found.append([index])
+    return found
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -181,6 +208,8 @@ def warp(costs: Sequence[NDArray[np.float32]]) -> list[Positions]:
     float32, one anti-diagonal after the other, since its cells depend only on the two before. Where the last step could
     as well have come from the row above as from above and before, it is taken along the row, as in the reference.
     """
+    if not costs:
+        return []
     totals = _totals(costs)
     steps = _steps(totals).transpose(2, 0, 1)  # (B, diagonals, rows)
     return [_first_columns(one.tobytes(), one.shape[1], *cost.shape) for one, cost in zip(steps, costs, strict=True)]

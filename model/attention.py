@@ -27,9 +27,10 @@ def _spelled_out(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tens
     scores = (q * q.shape[-1] ** -0.5).to(k.dtype) @ k.transpose(-1, -2)  # (B, H, T, K)
     if hidden is not None:
         scores = scores.masked_fill(hidden, -math.inf)
-    return (scores.softmax(-1) @ v).to(
-        q.dtype
-    )  # (B, H, T, head_dim); a softmax computes in float32 whatever it is given
+    attended: Tensor = (
+        scores.softmax(-1) @ v
+    )  # (B, H, T, head_dim); a softmax computes in float32, whatever it is given
+    return attended.to(q.dtype)
 
 
 def _head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -58,7 +58,10 @@ class DecodeOptions:
     # A part shorter than a window: the reference identifies the language on the audio followed by silence, but
     # decodes the audio followed by zeros. "reference" encodes both; "shared" saves the second pass and is not exact.
     language_window: str = "shared"
-    context_margin: float | None = 2.0  # seconds the encoder reads behind the end of the audio; None: the whole 30
+    # Seconds the encoder reads behind the end of the audio, once the language is known; None: always all 30. Windows
+    # with less audio than `context_from` (seconds) are read whole: short clips come out worse for it.
+    context_margin: float | None = 2.0
+    context_from: float = 10.0
     stop_loops: bool = True  # end an attempt that repeats itself as soon as it does, instead of after 224 tokens
     word_timestamps: bool = False
     hallucination_silence: float | None = None  # seconds of silence around text that make it suspect; needs word times
@@ -95,6 +98,8 @@ class DecodeOptions:
         margin, silence = self.context_margin, self.hallucination_silence
         if margin is not None and not 0 <= margin <= WINDOW_SECONDS:
             raise UsageError(f"context_margin is {margin:g}: give 0 to {WINDOW_SECONDS} seconds, or leave it out.")
+        if not 0 <= self.context_from <= WINDOW_SECONDS:
+            raise UsageError(f"context_from is {self.context_from:g}: give 0 to {WINDOW_SECONDS} seconds.")
         if silence is not None and not 0 < silence < math.inf:
             raise UsageError(f"hallucination_silence is {silence:g}: give seconds above 0, or leave it out.")
         if silence is not None and not self.word_timestamps:

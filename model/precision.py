@@ -19,7 +19,8 @@ def load_net(dims: Dimensions, state: dict[str, Tensor], precision: str, device:
     """The net with the weights of a checkpoint (`model.checkpoint.load`), on `device`, in one of `DTYPES`."""
     net = from_state(dims, state, DTYPES[precision]).to(device)
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type == "cpu" and net.dtype == torch.bfloat16 and has_onednn:
+    has_kernels = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # they refuse to run on an older CPU
+    if device.type == "cpu" and net.dtype == torch.bfloat16 and has_kernels:
         _pack(net)
     return net
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model import fallback
 from model.dimensions import FRAMES_PER_SECOND, WINDOW_FRAMES, Dimensions
@@ -16,20 +16,26 @@ from model.hallucination import skip_silence
 from model.options import DecodeOptions
 from model.prompts import hotword_tokens, prompt_tokens
 from model.segments import WindowCut, cut_window
+from model.timeline import Timeline
 from model.tokenizer import Tokenizer
-from model.transcript import Attempt, Part, Segment, Transcript
+from model.transcript import Attempt, Part, Segment, Transcript, Word
 from model.words import TimedPiece, TimedWindow, WindowPlace, WordTiming, text_tokens, time_window
 
 PROMPT_RESET = "prompt_reset"  # the text up to here is not shown to the next window
 TOKEN_LIMIT = "token_limit"  # the window filled its token budget before it ended
 
-# The end of a span of speech that is not worth a window: the margin behind its last word, and less than a syllable.
-TAIL_FRAMES = round(0.6 * FRAMES_PER_SECOND)
+# What is not worth a window behind the last timestamp of a part whose end is known to be that of its speech: the margin
+# that a detector leaves there, and less than a syllable.
+TAIL_FRAMES = round(0.5 * FRAMES_PER_SECOND)
 
 
 @dataclass
 class PartProgress:
-    """State of one part between windows. `hear_language` comes before the first `prompt()`, where it is unknown."""
+    """State of one part between windows. `hear_language` comes before the first `prompt()`, where it is unknown.
+
+    Where it is known who speaks when, the silence is cut out first: all frames here count what is left, and only the
+    times of segments and words are those of the part again.
+    """
 
     part: Part
     options: DecodeOptions
@@ -50,30 +56,25 @@ class PartProgress:
         if self.options.initial_prompt is not None:
             self.context = self.tokenizer.encode(" " + self.options.initial_prompt.strip())
         self._hotwords = hotword_tokens(self.options.hotwords, self.tokenizer, self.dims)
-        self._seek_to(0)
+        speech = self.part.speech
+        self._timeline = Timeline(((0, self.part.content_frames),) if speech is None else speech)
+        self.mel = self.part.mel if speech is None else self._timeline.join(self.part.mel)
 
     # --- the next window ------------------------------------------------------------------------------------------
 
     @property
-    def end(self) -> int:
-        """The frame behind the last that is heard: of the part, or of its last speech."""
-        if self.part.speech is None:
-            return self.part.content_frames
-        return self.part.speech[-1][1] if self.part.speech else 0
+    def content_frames(self) -> int:
+        """Log-mel frames of audio in `mel` (n_mels, frames)."""
+        return self._timeline.frames
 
     @property
     def remaining_frames(self) -> int:
-        return self.end - self.seek
+        return self.content_frames - self.seek
 
     @property
     def window_frames(self) -> int:
-        return self.frames_from(self.seek)
-
-    def frames_from(self, begin: int) -> int:
-        """Frames of audio in a window that begins there: 3000, or what is left, without the silence at its end."""
-        limit = begin + WINDOW_FRAMES
-        spans = self.part.speech if self.part.speech is not None else ((0, self.part.content_frames),)
-        return max(min(end, limit) for start, end in spans if start < limit) - begin
+        """Frames of audio in the next window: 3000, or what is left."""
+        return min(WINDOW_FRAMES, self.remaining_frames)
 
     def hear_language(self, language: str, probability: float) -> None:
         """Take the language of the part, or of the next window where each finds its own."""
@@ -129,7 +130,7 @@ class PartProgress:
 
     def _timed(self, attempt: Attempt, cut: WindowCut, timings: Sequence[WordTiming] | None) -> TimedWindow:
         """The segments of the window in seconds of the part, fitted to their words if there are any."""
-        place = WindowPlace(self.seek, self.window_frames, self.end, self.last_speech)
+        place = WindowPlace(self.seek, self.window_frames, self.content_frames, self.last_speech)
         if timings is None:
             offset = place.offset
             pieces = [TimedPiece(offset + piece.start, offset + piece.end, piece.tokens, ()) for piece in cut.pieces]
@@ -157,8 +158,8 @@ class PartProgress:
             return
         self.context.extend(piece.tokens)
         segment = Segment(
-            start=piece.start,
-            end=piece.end,
+            start=self._timeline.start(piece.start),
+            end=self._timeline.end(piece.end),
             text=text,
             tokens=piece.tokens,
             temperature=attempt.temperature,
@@ -169,7 +170,7 @@ class PartProgress:
             rules_fired=rules_fired,
             language=self.language,
             language_probability=self.language_probability,
-            words=piece.words if self.options.word_timestamps else None,
+            words=tuple(map(self._placed, piece.words)) if self.options.word_timestamps else None,
         )
         self.transcript.segments.append(segment)
 
@@ -183,12 +184,9 @@ class PartProgress:
             self.transcript.language, self.transcript.language_probability = most, self.language_probability
 
     def _seek_to(self, frame: int) -> None:
-        """Go on from there, or from where somebody speaks next."""
-        self.seek = frame
-        if self.part.speech is None:
-            return
-        for start, end in self.part.speech:
-            if frame < end - TAIL_FRAMES or (frame <= start and frame < end):
-                self.seek = max(frame, start)
-                return
-        self.seek = max(frame, self.end)
+        """Go on from there, unless what is left is nobody's speech."""
+        is_tail = self.part.speech is not None and self.content_frames - frame <= TAIL_FRAMES
+        self.seek = self.content_frames if is_tail else frame
+
+    def _placed(self, word: Word) -> Word:
+        return replace(word, start=self._timeline.start(word.start), end=self._timeline.end(word.end))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 class Part:
     """One part to transcribe: log-mel (n_mels, at least 3000) of which `content_frames` are audio.
 
-    speech: spans of log-mel frames [start, end) in which somebody speaks, in order; None where nobody has looked.
+    speech: spans of log-mel frames [start, end) in which somebody speaks, in order: only these are read. None where
+    nobody has looked: all is read.
     """
 
     part_id: str

@@ -5,30 +5,19 @@ Arithmetic over frames and probabilities; it knows no net, no tokens and no name
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from model.dimensions import WINDOW_FRAMES
 
 
-def voting_windows(content_frames: int, speech: Sequence[tuple[int, int]] | None, count: int) -> tuple[int, ...]:
-    """Log-mel frames at which the windows that vote begin, `count` of them at most, spread evenly over the speech.
+def voting_windows(content_frames: int, count: int) -> tuple[int, ...]:
+    """Log-mel frames at which the windows that vote begin, `count` of them at most, spread evenly.
 
-    There are as many as the speech can fill, one at least, and none overlaps another. The first begins with the first
-    speech, or earlier where it would reach beyond the part. speech: spans of frames [start, end), in order; None or
-    none takes the whole part for speech.
+    There are as many as the audio can fill, one at least, and none overlaps another. The first begins at 0.
     """
-    spans = np.array(speech if speech else [(0, content_frames)])  # (spans, 2)
-    lengths = spans[:, 1] - spans[:, 0]
-    spoken_before = np.cumsum(lengths) - lengths  # frames of speech before each span
-    total = int(lengths.sum())
-    windows = max(1, min(count, total // WINDOW_FRAMES))
-    offsets = np.arange(windows) * total // windows  # in frames of speech
-    span = np.searchsorted(spoken_before, offsets, side="right") - 1
-    begins = spans[span, 0] + offsets - spoken_before[span]
-    return tuple(np.minimum(begins, max(0, content_frames - WINDOW_FRAMES)).tolist())
+    windows = max(1, min(count, content_frames // WINDOW_FRAMES))
+    return tuple(number * content_frames // windows for number in range(windows))
 
 
 def elect(probabilities: ArrayLike) -> tuple[int, float]:

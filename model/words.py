@@ -129,7 +129,7 @@ def text_tokens(pieces: Sequence[Piece], eot: int) -> tuple[int, ...]:
 
 
 def split_words(tokens: Sequence[int], tokenizer: Tokenizer, language: str | None) -> Split:
-    """Words of a text with their tokens: at spaces and punctuation, or every character that stands alone in `UNSPACED`.
+    """Words of a text with their tokens: from each space or mark on, or in `UNSPACED` as few tokens as form characters.
 
     language: a code of `model.languages`; None where the model knows one only.
     """

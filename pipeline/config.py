@@ -24,14 +24,14 @@ from pipeline.records import SCHEMA_VERSION
 MIN_PART_SECONDS, MAX_PART_SECONDS = 5.0, 900.0
 MAX_TIMEOUT_SECONDS = 1e6
 AUTO = "auto"  # the best the machine offers: `pipeline.precision`
-PRECISIONS = (AUTO, "float32", "bfloat16", "float16", "int8")
+PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class ReadOptions:
     """How media is read and cut. Bounds exist because archives are hostile: a 20 kB file can decode to hours."""
 
-    part_seconds: float | None = None  # longest part; None lets the planner choose between 60 and 300 seconds
+    part_seconds: float | None = None  # longest part; None lets the planner choose between 30 and 300 seconds
     max_hours: float = 24.0  # of one file; the rest is not read, and the row says truncated
     timeout_seconds: float = 3600.0  # of waiting for ffmpeg on one file; a slow model does not count
     retries: int = 2  # further runs that try a part again after it failed
@@ -54,7 +54,7 @@ class ReadOptions:
 class RunOptions:
     """How the work is spread. But for `precision`, none changes a token; a planner left to choose cuts by the slots."""
 
-    slots: int | None = None  # windows decoded together by one model actor; None: 16 on CPU, 64 on a GPU
+    slots: int | None = None  # windows decoded together by one model actor; None: 24 on CPU, 64 on a GPU
     model_actors: int | None = None  # None: one per GPU of the cluster, or one per machine without
     decode_actors: int | None = None  # None: what keeps the model actors fed
     parts_per_shard: int = 16  # parts that are stored, and become visible, together

@@ -47,7 +47,7 @@ UNKNOWN_BYTES_PER_SECOND = 16_000.0
 MEDIA_SUFFIXES = frozenset(TYPICAL_BYTES_PER_SECOND)
 
 LONGEST_PLANNED_PART = 300.0  # seconds: long enough to lose little context, short enough to lose little work
-SHORTEST_PLANNED_PART = 60.0  # two windows; below, most parts would be cut in mid-thought
+SHORTEST_PLANNED_PART = 30.0  # one window
 
 _GLOB_CHARACTERS = frozenset("*?[")
 # Where the file systems of fsspec put what changes with the content, and the time of the last change.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from model.errors import UsageError
 from pipeline.config import RunOptions
 
-SLOTS_ON_CPU = 16
+SLOTS_ON_CPU = 24
 SLOTS_ON_GPU = 64
 # Reading is a few hundred times faster than real time per core, a GPU a thousand and more.
 DECODE_ACTORS_PER_GPU = 4

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1  # part of every generation: a change of meaning makes a new one
+SCHEMA_VERSION = 2  # part of every generation: a change of meaning makes a new one
 
 # What a part can come to, in order of severity. What carries text, or might at the next try, is said below.
 STATUSES = ("ok", "damaged", "truncated", "no_audio", "rejected", "timeout", "failed")

@@ -25,7 +25,8 @@ from model.errors import ModelError
 
 Floats = NDArray[np.float32]
 
-# The weights are a table inside the package, which is never imported: that would set the threads of torch.
+# A table inside the package, which is never imported: that would set the threads of torch. Its programs carry weights
+# of another training, which with the thresholds below miss 2 of 828 short prompts, and take 11 clips for speech, not 7.
 PACKAGE, WEIGHTS = "silero-vad", "silero_vad/data/silero_vad_16k.safetensors"
 WEIGHTS_SHA256 = "c59271c284ae9c8335d795d60e0bfdb71aaaceec578d9bd9ffc1b8153c319ea1"  # of silero-vad 6.2.3
 
@@ -36,7 +37,7 @@ N_FFT = 256
 HOP_FFT = 128
 STRIDES = (1, 2, 2, 1)  # of its convolutions, each three positions wide
 STATE = 128
-BLOCK_FRAMES = 256  # that go through the convolutions together: 8 s, a few megabytes
+BLOCK_FRAMES = 64  # that go through the convolutions together: 2 s, which stay in the cache
 
 # Whisper's log-mel is relative to the loudest sound, so it reads quiet speech as well as loud. The net does not: of 203
 # prompts, made 45 dB quieter, it misses 34, and none when the second around a frame is raised towards -20 dBFS.
@@ -53,9 +54,9 @@ ONSET = 0.1
 OFFSET = 0.05  # speech that has begun goes on down to here
 MIN_SPEECH_SECONDS = 0.1  # that it takes to be speech at all
 
-# From faster-whisper's defaults: speech_pad_ms and min_silence_duration_ms.
-PAD_SECONDS = 0.4
-MERGE_SECONDS = 2.0
+# What stays of the silence around speech, since all else is cut out. On ten minutes of prompts, base: 0.2 s leaves 560
+# of 603 s and a word error rate of 1.6 %; 0.3 s, 583 s and 1.9 %; 0.4 s, bridging pauses of 2 s, 599 s and 2.2 %.
+PAD_SECONDS = 0.2
 
 # Where a part may be cut: the surest silence is wanted here, not the last word. Silero's own threshold of silence. In
 # speech with music 7 dB below it, 5 of 100 cuts meet a word, and 19 at the quietest point; in pink noise 2, and 9.
@@ -82,9 +83,8 @@ class Voice:
 
     def __init__(self) -> None:
         tensors = load(_weights())
-        self._window = np.hanning(N_FFT + 1)[:N_FFT].astype(
-            np.float32
-        )  # the net's own filters are this short-time spectrum, to 1e-7
+        # The filters in the weights are the short-time Fourier transform under this window, to 1e-7.
+        self._window = np.hanning(N_FFT + 1)[:N_FFT].astype(np.float32)
         self._convolutions = [
             (_taps(tensors[f"conv{i}.weight"]), tensors[f"conv{i}.bias"], stride) for i, stride in enumerate(STRIDES, 1)
         ]
@@ -105,14 +105,13 @@ class Voice:
         state = np.zeros(STATE, np.float32), np.zeros(STATE, np.float32)
         found = [np.empty(0, np.float32)]
         gains = _gains(pcm)
-        with self._libraries.limit(
-            limits=1, user_api="blas"
-        ):  # two threads are no faster, and far slower on busy cores
+        # Matrices this small are no faster on two threads, and many times slower while others use the cores.
+        with self._libraries.limit(limits=1, user_api="blas"):
             for first, frames in _framed(pcm):
                 gates = self._encode(frames * gains[first : first + len(frames), None]) @ self._input + self._bias
                 hidden, state = self._recur(gates, state)
                 logits = np.maximum(hidden, 0.0) @ self._out + self._out_bias
-                found.append(1 / (1 + np.exp(-logits)))
+                found.append(np.tanh(logits / 2) / 2 + np.float32(0.5))
         return np.concatenate(found)
 
     def _encode(self, frames: Floats) -> Floats:
@@ -208,11 +207,11 @@ def speech_of(probabilities: Floats, samples: int) -> Speech:
     """Where somebody speaks in the first `samples` of what the probabilities were found in."""
     heard = speaking(probabilities[: -(-samples // FRAME_SAMPLES)])
     seconds = min(int(heard.sum()) * FRAME_SAMPLES, samples) / SAMPLE_RATE
-    pad, bridged = int(PAD_SECONDS * SAMPLE_RATE), int(MERGE_SECONDS * SAMPLE_RATE)
+    pad = int(PAD_SECONDS * SAMPLE_RATE)
     spans: list[tuple[int, int]] = []
     for start, end in _runs(heard):
         start, end = start * FRAME_SAMPLES, end * FRAME_SAMPLES
-        if spans and start - spans[-1][1] < bridged:
+        if spans and start - spans[-1][1] <= 2 * pad:
             start = spans.pop()[0]
         spans.append((start, end))
     frames = [(max(0, start - pad) // HOP_LENGTH, -(-(end + pad) // HOP_LENGTH)) for start, end in spans]

@@ -39,7 +39,7 @@ class Setup:
     threads: int
     scratch: str = ""  # folder for what contenders need beside themselves; gone after the race
     precision: str = "auto"
-    slots: int = 16
+    slots: int = 24
     part_seconds: float | None = None  # None: what the planner chooses
 
 

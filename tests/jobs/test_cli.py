@@ -88,7 +88,11 @@ WRONG = [
     (f"transcribe archive {NEW} --hallucination-silence 2", 2, "measured between words: set word_timestamps"),
     (f"transcribe archive {NEW} --language en --language-windows 3", 2, "say different things about the language"),
     (f"transcribe archive {NEW} --exact --hotwords Ada", 2, "hotwords is 'Ada', with which the output is not openai/"),
-    (f"transcribe archive {NEW} --exact --precision int8", 2, "precision is 'int8', with which the output is not"),
+    (
+        f"transcribe archive {NEW} --exact --precision bfloat16",
+        2,
+        "precision is 'bfloat16', with which the output is not",
+    ),
     (f"transcribe archive {NEW} --config exact.toml --voice-activity", 2, "voice_activity is True, with which"),
     (f"transcribe archive {NEW} --config none.toml", 2, "none.toml cannot be read: No such file"),
     (f"transcribe archive {NEW} --config letters", 2, "letters cannot be read: Is a directory"),

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,14 @@ IMPOSSIBLE = -1e4  # log-probability of all that a script does not mention
 FORK_WIDTH = 500  # tokens that, together, all but surely win over the likeliest one at any temperature above 0
 
 
-def scripted_part(number: int, seconds: float) -> Part:
+def scripted_part(number: int, seconds: float, speech: tuple[tuple[int, int], ...] | None = None) -> Part:
     """Part `number` of so many seconds, its log-mel (3, frames) full of facts instead of sound."""
     content = round(seconds * 100)
     mel = np.empty((3, max(content, WINDOW_FRAMES)), np.float32)
     mel[0] = number
     mel[1] = np.arange(mel.shape[1])
     mel[2, :content], mel[2, content:] = AUDIO, SILENCE
-    return Part(f"part-{number}", mel, content)
+    return Part(f"part-{number}", mel, content, speech)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Heard:
     """One window as the net heard it: `frames` of audio from `seek` on, then silence or nothing but zeros.
 
     read: frames of log-mel in all. How many zeros there are decides nothing that is said.
+    cuts: pairs of frames that lie side by side in it, but not in the part.
     """
 
     part: int
@@ -55,15 +57,17 @@ class Heard:
     frames: int
     silence_behind: bool
     read: int = field(default=WINDOW_FRAMES, repr=False)
+    cuts: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     @classmethod
     def recognise(cls, mel: Tensor) -> Heard:
         frames = int((mel[2] == AUDIO).sum())
-        seek = int(mel[1, 0])
-        assert torch.equal(mel[1, :frames], torch.arange(seek, seek + frames, dtype=mel.dtype)), "frames out of order"
+        places = mel[1, :frames].int().tolist()
+        cuts = tuple((before, after) for before, after in pairwise(places) if after != before + 1)
+        assert all(before < after for before, after in cuts), "frames out of order"
         behind = mel[2, frames:]
         assert (behind == 0).all() or (behind == SILENCE).all(), "audio, silence and zeros in disorder"
-        return cls(int(mel[0, 0]), seek, frames, bool((behind == SILENCE).any()), mel.shape[1])
+        return cls(int(mel[0, 0]), places[0], frames, bool((behind == SILENCE).any()), mel.shape[1], cuts)
 
 
 Script = Callable[[Heard, tuple[int, ...], tuple[int, ...]], Mapping[int, float]]
@@ -92,12 +96,14 @@ class ScriptedCache:
 
 @dataclass
 class ScriptedNet:
-    """`script` says what is sampled, `no_speech` and `languages` what is read at `sot`, per (part, seek) and part."""
+    """`script` says what is sampled, `no_speech` and `languages` what is read at `sot`, per (part, seek) or part."""
 
     script: Script
     no_speech: Mapping[tuple[int, int], float] = field(default_factory=dict)
-    languages: Mapping[int, tuple[str, float]] = field(default_factory=dict)  # code and probability; else English
+    # Code and probability; else English.
+    languages: Mapping[int | tuple[int, int], tuple[str, float]] = field(default_factory=dict)
     english_only: bool = False
+    joined: bool = False  # whether parts may have silence cut out of them
     heard: list[Heard] = field(default_factory=list)  # every window encoded, in order
     encode_batches: list[int] = field(default_factory=list)
     prompts: list[tuple[Heard, tuple[int, ...]]] = field(default_factory=list)  # every prompt prefilled
@@ -127,6 +133,7 @@ class ScriptedNet:
         assert facts == 3 and frames <= WINDOW_FRAMES
         first = len(self.heard)
         self.heard += [Heard.recognise(window) for window in mel]
+        assert self.joined or not any(window.cuts for window in self.heard[first:]), "frames left out"
         self.encode_batches.append(batch)
         positions = frames // self.dims.frames_per_position
         return torch.arange(first, len(self.heard)).view(-1, 1, 1).expand(-1, positions, -1)
@@ -176,7 +183,8 @@ class ScriptedNet:
 
     def _language_logprobs(self, window: Heard, share: float) -> Mapping[int, float]:
         """Log-probabilities of the language symbols, which share what no-speech leaves."""
-        code, probability = self.languages.get(window.part, ("en", 0.9))
+        of_part = self.languages.get(window.part, ("en", 0.9))
+        code, probability = self.languages.get((window.part, window.seek), of_part)
         ids = dict(zip(self.tokenizer.languages, self.tokenizer.language_tokens, strict=True))
         rest = (1 - probability) / (len(ids) - 1)
         return {id: math.log(share * (probability if name == code else rest)) for name, id in ids.items()}
@@ -197,12 +205,10 @@ class ScriptedNet:
         """What the net is told of a pass is true of it."""
         assert reach.text > int(positions.max()), "it does not look back at all that was said"
         assert reach.ragged or all(window.read == WINDOW_FRAMES for window in windows), "it hears what is not there"
-        if reach.rows is None:
-            assert len(rows) % lanes == 0, "half a slot"
+        slots = rows[::lanes] // lanes if reach.rows is None else rows // lanes
+        assert reach.rows is not None or len(rows) == lanes * len(slots), "half a slot"
         if reach.slots is not None:
-            assert torch.equal(torch.arange(1000)[reach.slots], rows // lanes), (
-                "it hears other slots than those it feeds"
-            )
+            assert torch.arange(len(rows) + int(rows.max()))[reach.slots].equal(slots), "it hears others than it feeds"
 
     def _length(self, prompt: Sequence[int]) -> int:
         """Tokens of a prompt before its padding."""

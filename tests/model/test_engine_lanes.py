@@ -179,7 +179,7 @@ def advance(
 # --- the comparison -----------------------------------------------------------------------------------------------
 
 # Some windows pass at temperature 0, some are tried again: searches and samples side by side in five lanes.
-SEARCH = DecodeOptions(
+SEARCH = DecodeOptions.exact(
     language="en",
     beam_size=5,
     best_of=3,

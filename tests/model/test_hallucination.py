@@ -96,6 +96,12 @@ def test_segments_are_judged_by_their_first_words(kinds: tuple[str, ...], suspec
     assert is_suspect(words(*kinds)) is suspect
 
 
+@pytest.mark.parametrize(("short_of_one", "suspect"), [(0.005, True), (0.015, False)])
+def test_a_hair_less_than_one_for_each_word_is_enough(short_of_one: float, suspect: bool) -> None:
+    duration = 0.133 - (1 - short_of_one) / 15
+    assert is_suspect([Word(" word", 0.0, duration, 0.9)]) is suspect
+
+
 # --- the silence before a suspect ---------------------------------------------------------------------------------
 
 
@@ -106,7 +112,7 @@ def test_silence_before_a_suspect_at_the_start_is_skipped_and_the_rest_heard_aga
     assert result.last_speech == 59.0
 
 
-@pytest.mark.parametrize("first", [sound(63, 64), made_up(61.5, 62.5)])
+@pytest.mark.parametrize("first", [sound(63, 64), made_up(61.5, 62.5), made_up(62, 62.5)])
 def test_no_silence_or_no_suspect_nothing_skipped(first: TimedPiece) -> None:
     result = skip_silence(window(first, sound(62.5, 72), last_speech=61), THRESHOLD)
     assert not result.skipped and len(result.pieces) == 2
@@ -134,6 +140,8 @@ def test_a_suspect_between_silences_is_dropped_with_all_behind_it() -> None:
     ("suspect", "behind"),
     [
         (made_up(66, 67), sound(75, 80)),  # speech shortly before
+        (made_up(67, 68), sound(75, 80)),
+        (made_up(70, 73), sound(75, 80)),
         (made_up(70, 74), sound(75, 80)),  # speech shortly behind
         (sound(70, 71), sound(75, 80)),  # no suspect
     ],
@@ -155,6 +163,7 @@ def test_the_end_of_the_window_counts_as_silence() -> None:
     late, threshold = made_up(80, 87.5), 2.6
     assert len(skip_silence(window(sound(60, 65), late), threshold).pieces) == 2
     assert len(skip_silence(window(sound(60, 65), late), THRESHOLD).pieces) == 1
+    assert len(skip_silence(window(sound(60, 65), made_up(80, 88.0)), threshold).pieces) == 2  # two seconds
 
 
 def test_the_start_of_the_window_counts_as_silence() -> None:
@@ -169,14 +178,23 @@ def test_the_start_of_the_part_counts_as_silence() -> None:
     assert skip_silence(start, 3.0).rules == (HALLUCINATION_DROPPED,)
 
 
+def test_at_the_very_edge_a_suspect_stays() -> None:
+    for edge in (
+        window(made_up(62, 63), sound(70, 72), last_speech=61),
+        window(made_up(3, 3.5), sound(9, 12), seek=0, last_speech=0),
+    ):
+        assert skip_silence(edge, THRESHOLD if edge.place.seek else 3.0) == edge
+
+
 def test_the_seek_moves_by_a_second_at_least() -> None:
     assert skip_silence(window(made_up(60.2, 61), sound(66, 70)), THRESHOLD).seek == 6100
 
 
-def test_at_the_end_of_the_part_nothing_is_heard_again() -> None:
-    result = skip_silence(window(sound(60, 65), made_up(70, 71), content=7250, frames=1250), THRESHOLD)
-    assert result.seek == 7250
-    assert skip_silence(window(sound(60, 65), made_up(70, 71), content=7350, frames=1350), THRESHOLD).seek == 7000
+def test_where_almost_nothing_follows_a_suspect_nothing_is_heard_again() -> None:
+    """Two seconds of the part do."""
+    late = window(sound(60, 65), made_up(80, 88.5), content=9050)
+    assert skip_silence(late, 2.5).seek == 9050
+    assert skip_silence(late, 2.0).seek == 8000
 
 
 def test_segments_without_words_are_passed_over() -> None:
@@ -191,6 +209,7 @@ def test_the_rest_of_an_unfinished_window_is_heard_again_where_it_is_long() -> N
     long, short = window(sound(60, 80), finished=False), window(sound(60, 88.5), finished=False)
     assert skip_silence(long, THRESHOLD).seek == 8000
     assert skip_silence(short, THRESHOLD).seek == 9000
+    assert skip_silence(window(sound(60, 88), finished=False), THRESHOLD).seek == 9000
     assert skip_silence(window(sound(60, 80)), THRESHOLD).seek == 9000  # nothing follows, says the window
 
 

@@ -30,7 +30,11 @@ def test_the_rules_are_those_of_the_reference() -> None:
 
 def test_what_we_do_otherwise_by_default_is_little() -> None:
     ours = {name: getattr(DecodeOptions(), name) for name in EXACT}
-    assert {name for name, value in ours.items() if value != EXACT[name]} == {"language_window", "stop_loops"}
+    assert {name for name, value in ours.items() if value != EXACT[name]} == {
+        "language_window",
+        "stop_loops",
+        "context_margin",
+    }
 
 
 @pytest.mark.parametrize("given", ["fr", "FR", "French", " french "])
@@ -72,6 +76,7 @@ def test_a_language_is_kept_as_its_code(given: str) -> None:
         # prompt and window
         ({"hotwords": " \n"}, "hotwords is blank: give names and terms, or leave it out."),
         ({"context_margin": -1.0}, "context_margin is -1: give 0 to 30 seconds, or leave it out."),
+        ({"context_from": -1.0}, "context_from is -1: give 0 to 30 seconds."),
         ({"context_margin": 30.5}, "context_margin is 30.5: give 0 to 30 seconds, or leave it out."),
         # words
         (WORDS | {"hallucination_silence": 0.0}, "hallucination_silence is 0: give seconds above 0, or .*"),
@@ -100,6 +105,7 @@ def test_what_is_not_allowed_is_named_with_what_is(changes: dict[str, Any], sent
         {"language": "de", "language_windows": 1},
         {"hotwords": "Ada, Grace", "initial_prompt": ""},
         {"context_margin": 0.0},
+        {"context_from": 0.0},
         {"context_margin": 30.0},
         WORDS | {"hallucination_silence": 0.5},
     ],

@@ -14,6 +14,7 @@ from model.progress import PROMPT_RESET, TAIL_FRAMES, TOKEN_LIMIT, PartProgress
 from model.segments import NO_TIMESTAMP_PAIR, UNFINISHED_TAIL_DROPPED
 from model.tokenizer import Tokenizer
 from model.transcript import Attempt, Part
+from model.words import WordTiming
 from tests.model.scripted import tokens_of
 
 DIMS = OFFICIAL["base"]
@@ -97,65 +98,101 @@ def test_a_part_in_which_somebody_speaks_throughout_is_read_as_if_nobody_had_loo
     assert heard.remaining_frames == unheard.remaining_frames == 0
 
 
-def test_reading_begins_with_the_first_speech_and_ends_with_the_last() -> None:
+def test_only_speech_is_read_and_times_are_those_of_the_part() -> None:
     part = progress(speech=((1000, 2000),))
-    assert (part.seek, part.window_frames, part.remaining_frames) == (1000, 1000, 1000)
+    assert (part.seek, part.window_frames, part.remaining_frames) == (0, 1000, 1000)
     accept(part, "<0.00> One.<10.00>")
     assert part.remaining_frames == 0
     assert [(segment.start, segment.end) for segment in part.transcript.segments] == [(10.0, 20.0)]
 
 
-def test_a_window_that_ends_in_silence_is_followed_by_the_next_speech() -> None:
+def test_speech_on_both_sides_of_a_silence_shares_a_window() -> None:
     part = progress(speech=((0, 1000), (5000, 6000)))
-    assert part.window_frames == 1000, "silence behind the speech is not part of the window"
-    accept(part, "<0.00> One.<8.00><8.00> T")
-    assert (part.seek, part.window_frames, part.remaining_frames) == (800, 200, 5200), "what may be speech is read"
-    accept(part, "<0.00> Two.<2.00>")
-    assert (part.seek, part.window_frames, part.remaining_frames) == (5000, 1000, 1000)
-    accept(part, "<0.00> Three.<10.00>")
-    assert [segment.start for segment in part.transcript.segments] == [0.0, 8.0, 50.0]
+    assert part.window_frames == part.remaining_frames == 2000
+    accept(part, "<0.00> One.<10.00><10.00> Two.<20.00>")
+    assert [(segment.start, segment.end) for segment in part.transcript.segments] == [(0.0, 10.0), (50.0, 60.0)]
     assert part.remaining_frames == 0
 
 
-def test_speech_near_each_other_shares_a_window() -> None:
-    part = progress(speech=((0, 500), (1500, 2500), (2900, 4000)))
-    assert part.window_frames == 3000
-    accept(part, "<0.00> One.<5.00><15.00> Two.<25.00><25.00>")
-    assert (part.seek, part.window_frames) == (2900, 1100)
+def test_a_segment_across_a_silence_begins_and_ends_where_its_speech_does() -> None:
+    part = progress(speech=((0, 1000), (5000, 6000)))
+    accept(part, "<8.00> One two.<12.00><12.00> Three.<20.00>")
+    assert [(segment.start, segment.end) for segment in part.transcript.segments] == [(8.0, 52.0), (52.0, 60.0)]
 
 
-def test_a_seek_within_speech_stays_where_it_is() -> None:
-    part = progress(speech=((0, 4000),))
-    accept(part, "<0.00> One.<12.00><12.00> Tw")
-    assert part.seek == 1200
+def test_windows_follow_each_other_through_what_is_left() -> None:
+    part = progress(seconds=200, speech=((500, 2500), (5000, 7000), (15000, 16000)))
+    assert (part.window_frames, part.remaining_frames) == (3000, 5000)
+    accept(part, "<0.00> One.<20.00><20.00> Two.<25.00><25.00> Th")
+    assert (part.seek, part.window_frames) == (2500, 2500)
+    accept(part, "<0.00> Three.<15.00><15.00> Four.<25.00>")
+    times = [(segment.start, segment.end) for segment in part.transcript.segments]
+    assert times == [(5.0, 25.0), (50.0, 55.0), (55.0, 70.0), (150.0, 160.0)]
 
 
-@pytest.mark.parametrize(("left", "seek"), [(TAIL_FRAMES + 2, 1000 - TAIL_FRAMES - 2), (TAIL_FRAMES, 2000)])
+def test_the_log_mel_is_that_of_the_speech() -> None:
+    mel = np.arange(8000, dtype=np.float32).reshape(2, 4000)
+    spans = ((10, 20), (3000, 3500))
+    part = PartProgress(Part("part", mel, 4000, spans), DecodeOptions(language="en"), TOKENIZER, DIMS)
+    assert np.array_equal(part.mel, np.concatenate([mel[:, 10:20], mel[:, 3000:3500]], axis=1))
+    whole = PartProgress(Part("part", mel, 4000), DecodeOptions(language="en"), TOKENIZER, DIMS)
+    assert whole.mel is mel and whole.content_frames == 4000
+
+
+@pytest.mark.parametrize(("left", "seek"), [(TAIL_FRAMES + 2, 1000 - TAIL_FRAMES - 2), (TAIL_FRAMES, 1000)])
 def test_the_margin_behind_the_last_word_is_not_worth_a_window(left: int, seek: int) -> None:
-    part = progress(speech=((0, 1000), (2000, 3000)))
-    accept(part, f"<0.00> One.<{(1000 - left) / 100:.2f}><{(1000 - left) / 100:.2f}> T")
-    assert part.seek == seek
+    text = f"<0.00> One.<{(1000 - left) / 100:.2f}><{(1000 - left) / 100:.2f}> T"
+    heard, unheard = progress(speech=((2000, 3000),)), progress(seconds=10)
+    accept(heard, text)
+    accept(unheard, text)
+    assert (heard.seek, unheard.seek) == (seek, 1000 - left), "only a detector knows that this is a margin"
 
 
-def test_the_shortest_speech_is_read_however_short() -> None:
-    part = progress(speech=((0, 1000), (5000, 5020)))
-    accept(part, "<0.00> One.<10.00>")
-    assert (part.seek, part.window_frames) == (5000, 20)
-    accept(part, "<0.00> Two.<0.20>")
-    assert part.remaining_frames == 0
-    assert [(segment.start, segment.text) for segment in part.transcript.segments] == [(0.0, " One."), (50.0, " Two.")]
+def test_the_shortest_speech_is_read() -> None:
+    part = progress(speech=((2000, 2013),))
+    assert (part.window_frames, part.remaining_frames) == (13, 13)
+    accept(part, "<0.00> One.<0.12>")
+    assert [(segment.start, segment.text) for segment in part.transcript.segments] == [(20.0, " One.")]
 
 
-def test_a_window_taken_for_silence_ends_with_its_speech() -> None:
-    part = progress(speech=((0, 1000), (5000, 6000)))
+def test_a_window_taken_for_silence_is_skipped_with_all_its_speech() -> None:
+    part = progress(seconds=120, speech=((0, 2000), (5000, 8000)))
     accept(part, "<0.00> Thank you.<2.00>", avg_logprob=-1.5, no_speech_prob=0.9)
-    assert (part.seek, part.transcript.windows_skipped) == (5000, 1)
+    assert (part.seek, part.remaining_frames, part.transcript.windows_skipped) == (3000, 2000, 1)
 
 
 def test_a_window_without_timestamps_ends_with_its_speech() -> None:
     part = progress(speech=((500, 1500),))
     accept(part, "<0.00> One.")
     assert [(segment.start, segment.end) for segment in part.transcript.segments] == [(5.0, 15.0)]
+
+
+def test_words_lie_in_the_part_as_their_segment_does() -> None:
+    part = progress(speech=((1000, 2000), (5000, 6000)), word_timestamps=True)
+    one = attempt("<0.00> One two.<20.00>")
+    first, second, mark = part.text_of(one)
+    words = [WordTiming(" One", (first,), 9.0, 10.0, 0.9), WordTiming(" two.", (second, mark), 10.0, 11.0, 0.8)]
+    part.accept(one, 1, (), words)
+    (segment,) = part.transcript.segments
+    assert segment.words is not None
+    assert [(word.word, word.start, word.end) for word in segment.words] == [
+        (" One", 19.0, 20.0),
+        (" two.", 50.0, 51.0),
+    ]
+    assert (segment.start, segment.end) == (19.0, 51.0)
+
+
+# --- language -----------------------------------------------------------------------------------------------------
+
+
+def test_a_part_is_in_the_language_that_most_of_it_was_heard_in() -> None:
+    part = progress(seconds=80, language=None, language_per_window=True)
+    for language, text in (("fr", "<0.00> Un.<30.00>"), ("en", "<0.00> Two.<30.00>"), ("fr", "<0.00> Trois.<20.00>")):
+        part.hear_language(language, 0.9)
+        assert part.prompt()[-2] == TOKENIZER.sot_sequence(language, "transcribe")[1]
+        accept(part, text)
+    assert [segment.language for segment in part.transcript.segments] == ["fr", "en", "fr"]
+    assert (part.transcript.language, part.transcript.language_probability) == ("fr", 0.9)
 
 
 # --- prompt -------------------------------------------------------------------------------------------------------

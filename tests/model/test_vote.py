@@ -13,50 +13,30 @@ from model.vote import elect, voting_windows
 MINUTE = 6000  # frames
 
 
-@st.composite
-def parts(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
-    """Frames of content, and spans of speech in it."""
-    edges = sorted(draw(st.sets(st.integers(0, 15 * MINUTE), min_size=2, max_size=20)))
-    spans = list(zip(edges[::2], edges[1::2], strict=False))
-    return edges[-1] + draw(st.integers(0, MINUTE)), spans
-
-
 # --- where ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("content", "speech", "count", "begins"),
+    ("content", "count", "begins"),
     [
-        (5 * MINUTE, None, 1, (0,)),
-        (5 * MINUTE, None, 3, (0, 10_000, 20_000)),
-        (5 * MINUTE, [], 3, (0, 10_000, 20_000)),  # somebody looked and found nobody: the part is all there is
-        (MINUTE, None, 5, (0, 3000)),  # a minute has room for two
-        (5999, None, 5, (0,)),
-        (800, None, 5, (0,)),  # shorter than a window
-        (5 * MINUTE, [(7000, 13_000), (20_000, 26_000)], 1, (7000,)),
-        (5 * MINUTE, [(7000, 13_000), (20_000, 26_000)], 2, (7000, 20_000)),
-        (5 * MINUTE, [(7000, 13_000), (20_000, 26_000)], 3, (7000, 11_000, 22_000)),
-        (5 * MINUTE, [(7000, 7500), (20_000, 20_500)], 3, (7000,)),  # ten seconds fill no second window
-        (5 * MINUTE, [(29_500, 29_900)], 1, (27_000,)),  # earlier, to end with the part
+        (5 * MINUTE, 1, (0,)),
+        (5 * MINUTE, 3, (0, 10_000, 20_000)),
+        (MINUTE, 5, (0, 3000)),  # a minute has room for two
+        (5999, 5, (0,)),
+        (800, 5, (0,)),  # shorter than a window
     ],
 )
-def test_windows_are_spread_over_the_speech(
-    content: int, speech: list[tuple[int, int]] | None, count: int, begins: tuple[int, ...]
-) -> None:
-    assert voting_windows(content, speech, count) == begins
+def test_windows_are_spread_over_the_audio(content: int, count: int, begins: tuple[int, ...]) -> None:
+    assert voting_windows(content, count) == begins
 
 
-@given(parts(), st.integers(1, 30))
-def test_windows_lie_in_the_part_apart_from_each_other_and_begin_in_speech(
-    part: tuple[int, list[tuple[int, int]]], count: int
-) -> None:
-    content, spans = part
-    begins = voting_windows(content, spans, count)
+@given(st.integers(1, 15 * MINUTE), st.integers(1, 30))
+def test_windows_lie_in_the_part_apart_from_each_other(content: int, count: int) -> None:
+    begins = voting_windows(content, count)
     assert 1 <= len(begins) <= count
-    assert begins[0] == min(spans[0][0], max(0, content - WINDOW_FRAMES))
+    assert begins[0] == 0
     assert all(later - earlier >= WINDOW_FRAMES for earlier, later in zip(begins, begins[1:], strict=False))
     assert begins[-1] == 0 or begins[-1] + WINDOW_FRAMES <= content
-    assert len(begins) == 1 or all(any(start <= begin < end for start, end in spans) for begin in begins)
 
 
 # --- who -----------------------------------------------------------------------------------------------------------

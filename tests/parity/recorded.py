@@ -17,6 +17,7 @@ from model.dimensions import HOP_LENGTH, WINDOW_FRAMES
 from model.engine import Engine
 from model.features import log_mel
 from model.options import DecodeOptions
+from model.reading import Slot
 from model.tokenizer import Tokenizer
 from model.transcript import Attempt, Part, Segment
 from model.whisper import Whisper
@@ -40,15 +41,16 @@ class RecordingEngine(Engine):
         super().__init__(*args, **options)
         self.recorded: defaultdict[str, list[Window]] = defaultdict(list)
 
-    def _attempt(self, slot: Any) -> Attempt:
-        attempt, progress = super()._attempt(slot), slot.work.progress
+    def _verdict(self, slot: Slot) -> tuple[Attempt, tuple[str, ...]]:
+        attempt, failed = super()._verdict(slot)
+        progress = slot.progress
         windows = self.recorded[progress.part.part_id]
         if slot.attempt == 0:
-            heard = progress.part.mel[:, progress.seek : progress.seek + progress.window_frames]
+            heard = progress.mel[:, progress.seek : progress.seek + progress.window_frames]
             mel = np.pad(heard, ((0, 0), (0, WINDOW_FRAMES - heard.shape[1])))
             windows.append(Window(mel, tuple(progress.prompt()), seek=progress.seek))
         windows[-1].tries.append(attempt)
-        return attempt
+        return attempt, failed
 
 
 class RememberingNet:

@@ -1,7 +1,7 @@
 """openai-whisper on the same weights, with every window it decodes recorded in the project's words.
 
-At temperature 0 a result depends on the window and the prompt alone, so it is kept: the same first windows come back
-under every option of `transcribe()`, and need not be decoded again. No window is encoded twice.
+At temperature 0 a result depends on the window, the prompt and the options of decoding alone, so it is kept: the same
+first windows come back under every option of `transcribe()`, and need not be decoded again. No window is encoded twice.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class Reference(whisper.Whisper):
     def _decode(self, mel: Tensor, prompt: tuple[int, ...], options: DecodingOptions) -> DecodingResult:
         if options.temperature > 0:
             return super().decode(mel, options)
-        key = (_digest(mel), prompt)
+        key = (_digest(mel), prompt, replace(options, prompt=None))
         if key not in self._decoded:
             self._decoded[key] = super().decode(mel, options)
         return self._decoded[key]

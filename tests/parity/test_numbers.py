@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.cache import Reach
 from model.dimensions import WINDOW_FRAMES, WINDOW_SAMPLES
 from model.features import log_mel
 
@@ -41,5 +42,5 @@ def test_encoder_and_first_logits(model, sides, audio) -> None:
     rows, cache = torch.arange(len(mel)), net.new_cache(len(mel))
     net.admit(ours, cache, rows)
     positions = torch.arange(prompt.shape[1]).expand_as(prompt)
-    logits = net.project(net.decode(prompt, positions, cache, rows))
+    logits = net.project(net.decode(prompt, positions, cache, Reach(rows, prompt.shape[1])))
     assert (logits - reference.logits(prompt, theirs)).abs().max() <= TOLERANCE

@@ -184,11 +184,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_flags_win_and_leave_the_rest_of_their_table(toml: Write) -> None:
-    flags = {"model": "tiny", "decode": {"language": None, "beam_size": 3}, "read": {}, "run": {"precision": "int8"}}
+    flags = {"model": "tiny", "decode": {"language": None, "beam_size": 3}, "read": {}, "run": {"precision": "float16"}}
     file = toml(EVERYTHING)
     alone, both = from_toml(file), configured(file, flags)
     assert (both.model, both.decode.language, both.decode.beam_size) == ("tiny", None, 3)
-    assert (both.run.precision, both.run.slots, both.read) == ("int8", 8, alone.read)
+    assert (both.run.precision, both.run.slots, both.read) == ("float16", 8, alone.read)
     assert replace(both.decode, language="en", beam_size=5) == alone.decode
     assert configured(None, flags).decode == DecodeOptions(beam_size=3)
 
@@ -230,7 +230,7 @@ def test_exact_keeps_what_else_is_given(toml: Write) -> None:
         ("exact = true\n[read]\nvoice_activity = true", {}, "voice_activity is True"),
         ("exact = true", {"decode": {"hotwords": "Ada"}}, "hotwords is 'Ada'"),
         ("[decode]\ncontext_margin = 2", {"exact": True}, "context_margin is 2.0"),
-        ("", {"exact": True, "run": {"precision": "int8"}}, "precision is 'int8'"),
+        ("", {"exact": True, "run": {"precision": "float16"}}, "precision is 'float16'"),
     ],
 )
 def test_what_leads_away_from_exact_is_a_contradiction(
@@ -273,7 +273,7 @@ def test_counts_start_at_one(name: str) -> None:
 
 def test_an_unknown_precision_fails_with_those_allowed() -> None:
     assert [RunOptions(precision=name).precision for name in PRECISIONS] == list(PRECISIONS)
-    allowed = "auto, float32, bfloat16, float16, int8"
+    allowed = "auto, float32, bfloat16, float16"
     with pytest.raises(UsageError, match=f"^precision is 'int4': choose one of {allowed}.$"):
         RunOptions(precision="int4")
 
@@ -302,7 +302,8 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "language_windows": {"language_windows": 3},
     "language_per_window": {"language_per_window": True},
     "language_window": {"language_window": "reference"},
-    "context_margin": {"context_margin": 2.0},
+    "context_margin": {"context_margin": None},
+    "context_from": {"context_from": 0.0},
     "stop_loops": {"stop_loops": False},
     "word_timestamps": {"word_timestamps": True},
     "hallucination_silence": {"word_timestamps": True, "hallucination_silence": 2.0},
@@ -348,6 +349,6 @@ def test_a_generation_is_a_name_that_lasts(toml: Write) -> None:
 
     A new option changes it, and so announces that it will be: say so in the changelog.
     """
-    assert USUAL.generation(SHA256) == "28783292f91a4c5f"
+    assert USUAL.generation(SHA256) == "256b22108227df39"
     said = "[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]\n[run]\nprecision = 'float32'"
     assert from_toml(toml(said)).generation(SHA256) == USUAL.generation(SHA256)

@@ -322,10 +322,11 @@ def test_every_suffix_has_a_plausible_rate() -> None:
 @pytest.mark.parametrize(
     "audio_seconds, slots, part_seconds",
     [
-        (600.0, 16, 60.0),  # ten minutes: as short as parts get
+        (600.0, 16, 37.0),
+        (480.0, 24, 30.0),  # as short as parts get
         (3600.0, 16, 225.0),  # an hour: one part for each slot
         (36_000.0, 16, 300.0),  # ten hours: as long as is planned
-        (0.0, 16, 60.0),
+        (0.0, 16, 30.0),
         (1000.0, 0, 300.0),
     ],
 )

@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import tempfile
-import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,37 +17,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.samples import read_clip
-from model.dimensions import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE, WINDOW_FRAMES
+from model.dimensions import HOP_LENGTH, SAMPLE_RATE, WINDOW_FRAMES
 from model.features import log_mel, pcm_to_float
-from pipeline import parts, records
+from pipeline import parts
 from pipeline.config import ReadOptions
-from pipeline.inventory import list_media
 from pipeline.media import find_ffmpeg
-from pipeline.parts import PcmPart, ReadParts, best_cut, cut_parts, part_id
-from pipeline.voice import FRAME_SAMPLES, Speech, Voice, speech_of
-
-N_MELS = 80
-GENERATION = "0123456789abcdef"
-PART_SECONDS = 4.0
-FILE_SECONDS = 10.0
-
-
-def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    """(n,) int16 whose loudness changes every quarter of a second."""
-    random = np.random.default_rng(seed)
-    samples = int(seconds * SAMPLE_RATE)
-    loudness = np.repeat(random.uniform(10, 6000, samples // 4000 + 1), 4000)[:samples]
-    return (random.normal(0, 1, samples) * loudness).clip(-32768, 32767).astype(np.int16)
-
-
-def in_chunks(pcm: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
-    """The samples in chunks of the given sizes, over and over."""
-    position = turn = 0
-    while position < len(pcm):
-        size = sizes[turn % len(sizes)]
-        yield pcm[position : position + size]
-        position, turn = position + size, turn + 1
+from pipeline.parts import ReadParts, best_cut, cut_parts, part_id
+from tests.pipeline.reading import (
+    FILE_SECONDS,
+    GENERATION,
+    N_MELS,
+    PART_SECONDS,
+    describe,
+    in_chunks,
+    loud_with_pauses,
+    manifest,
+    names,
+    noise,
+    read,
+    write_wav,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,17 +58,6 @@ def test_parts_are_the_stream_whatever_its_chunks(
     assert all(0 < len(part.pcm) <= part_seconds * SAMPLE_RATE for part in found)
     assert all(len(part.pcm) % HOP_LENGTH == 0 for part in found[:-1])
     assert [part.start for part in found[1:]] == [part.end for part in found[:-1]]
-
-
-def describe(found: list[PcmPart]) -> list[tuple[int, float, bytes, bool]]:
-    return [(part.index, part.start, hashlib.sha256(part.pcm).digest(), part.is_last) for part in found]
-
-
-def loud_with_pauses(seconds: float, *pauses: tuple[float, float]) -> np.ndarray:
-    pcm = np.full(int(seconds * SAMPLE_RATE), 5000, np.int16)
-    for start, end in pauses:
-        pcm[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)] = 3
-    return pcm
 
 
 def test_a_part_ends_in_the_middle_of_the_pause() -> None:
@@ -112,102 +89,6 @@ def test_the_loudest_samples_do_not_overflow() -> None:
 
 def test_a_part_too_short_to_search_is_cut_at_its_limit() -> None:
     assert best_cut(np.zeros(SAMPLE_RATE, np.int16)) == SAMPLE_RATE
-
-
-# --- pauses of speech ---------------------------------------------------------------------------------------------
-
-
-class Ear(Voice):
-    """Takes for speech what is louder than so much: quick, and easy to predict."""
-
-    def __init__(self, threshold: int = 300) -> None:
-        self._threshold = threshold
-
-    def probabilities(self, pcm: np.ndarray) -> np.ndarray:
-        frames = np.pad(pcm, (0, -len(pcm) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-        return (np.abs(frames).max(axis=1) > self._threshold).astype(np.float32)
-
-
-def with_murmur(pcm: np.ndarray, start: float, end: float) -> np.ndarray:
-    """A pause that is not silent: somebody breathes, something hums."""
-    pcm = pcm.copy()
-    pcm[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)] = 200
-    return pcm
-
-
-def test_the_longest_pause_of_speech_is_better_than_the_quietest_point() -> None:
-    pcm = with_murmur(loud_with_pauses(100, (85.0, 85.4)), 93.0, 95.0)
-    assert 85.0 < best_cut(pcm) / SAMPLE_RATE < 85.4
-    assert 93.0 < best_cut(pcm, Ear().probabilities(pcm)) / SAMPLE_RATE < 95.0
-
-
-def test_within_the_pause_it_is_cut_where_it_is_quietest() -> None:
-    pcm = with_murmur(loud_with_pauses(100), 90.0, 96.0)
-    pcm[94 * SAMPLE_RATE : 95 * SAMPLE_RATE] = 5
-    assert 94.0 < best_cut(pcm, Ear().probabilities(pcm)) / SAMPLE_RATE < 95.0
-
-
-def test_a_pause_before_the_search_zone_counts_from_there_on() -> None:
-    pcm = with_murmur(loud_with_pauses(100), 50.0, 81.0)
-    assert 80.0 <= best_cut(pcm, Ear().probabilities(pcm)) / SAMPLE_RATE < 81.0
-
-
-@pytest.mark.parametrize("pcm", [np.full(100 * SAMPLE_RATE, 5000, np.int16), np.zeros(100 * SAMPLE_RATE, np.int16)])
-def test_without_a_pause_or_without_speech_the_quietest_point_is_taken(pcm: np.ndarray) -> None:
-    pcm[95 * SAMPLE_RATE : int(95.2 * SAMPLE_RATE)] //= 2
-    assert best_cut(pcm, Ear().probabilities(pcm)) == best_cut(pcm)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seconds=st.floats(1.0, 60.0), start=st.floats(0, 1), length=st.floats(0.35, 5.0))
-def test_a_cut_lies_in_the_pause_on_a_whole_frame(seconds: float, start: float, length: float) -> None:
-    samples = int(seconds * 100) * HOP_LENGTH
-    zone = int(0.8 * samples) / SAMPLE_RATE
-    start = zone + start * (samples / SAMPLE_RATE - zone)
-    pcm = with_murmur(loud_with_pauses(samples / SAMPLE_RATE), start, start + length)
-    cut = best_cut(pcm, Ear().probabilities(pcm))
-    assert cut % HOP_LENGTH == 0 and 0 < cut <= samples
-    if min(start + length, samples / SAMPLE_RATE) - start > 0.4:  # there are ten whole frames of 32 ms in it
-        assert start <= cut / SAMPLE_RATE <= start + length
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    seconds=st.floats(0, 12),
-    part_seconds=st.sampled_from([0.3, 1.7, 5.0, math.inf]),
-    sizes=st.lists(st.integers(500, 60_000), min_size=1, max_size=4),
-)
-def test_what_is_heard_does_not_depend_on_chunks_either(seconds: float, part_seconds: float, sizes: list[int]) -> None:
-    pcm = noise(seconds)
-    found = list(cut_parts(in_chunks(pcm, sizes), part_seconds, Ear(3000)))
-    assert described(found) == described(list(cut_parts([pcm], part_seconds, Ear(3000))))
-    assert np.array_equal(np.concatenate([part.pcm for part in found] or [pcm[:0]]), pcm)
-    for part in found:
-        assert part.speech is not None and part.speech.seconds <= len(part.pcm) / SAMPLE_RATE
-        assert all(0 <= start < end <= len(part.pcm) // HOP_LENGTH for start, end in part.speech.spans)
-
-
-def described(found: list[PcmPart]) -> list[Any]:
-    return [(*one, part.speech) for one, part in zip(describe(found), found, strict=True)]
-
-
-def test_each_part_counts_its_speech_from_its_own_start() -> None:
-    pcm = np.zeros(20 * SAMPLE_RATE, np.int16)
-    pcm[8 * SAMPLE_RATE : 9 * SAMPLE_RATE] = pcm[13 * SAMPLE_RATE : 14 * SAMPLE_RATE] = 5000
-    first, last = cut_parts([pcm], 12.0, Ear())
-    assert 9.6 < first.end < 12.0
-    for part, spoken in ((first, 8.0), (last, 13.0)):
-        assert part.speech is not None and part.speech.seconds == pytest.approx(1.0, abs=0.05)
-        ((start, end),) = part.speech.spans
-        assert part.start + start / 100 == pytest.approx(spoken - 0.4, abs=0.05)
-        assert part.start + end / 100 == pytest.approx(spoken + 1.4, abs=0.05)
-
-
-def test_nobody_looks_unless_told_to() -> None:
-    assert [part.speech for part in cut_parts([noise(10.0)], 4.0)] == [None, None, None]
-
-
-# --- the stream ---------------------------------------------------------------------------------------------------
 
 
 def test_a_part_leaves_before_the_stream_has_ended() -> None:
@@ -250,29 +131,6 @@ def clip(tmp_path: Path) -> Path:
     return write_wav(tmp_path / "clip.wav", noise(FILE_SECONDS))
 
 
-def write_wav(path: Path, pcm: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(pcm.astype("<i2").tobytes())
-    return path
-
-
-def manifest(*paths: Path, part_seconds: float = PART_SECONDS, done: tuple[int, ...] = ()) -> pa.Table:
-    rows = []
-    for media in list_media([str(path) for path in paths]):
-        columns = dict(media_id=media.media_id, uri=media.uri, version=media.version, bytes=media.bytes)
-        rows.append(columns | dict(part_seconds=part_seconds, done_parts=list(done), attempt=2))
-    return pa.Table.from_pylist(rows, schema=records.MANIFEST)
-
-
-def read(table: pa.Table, options: ReadOptions | None = None) -> list[dict[str, Any]]:
-    tables = list(ReadParts(N_MELS, GENERATION, options)(table))
-    assert all(one.num_rows == 1 and one.schema == records.AUDIO for one in tables)
-    return [one.to_pylist()[0] for one in tables]
-
-
 def mel_of(row: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(row["mel"], np.float32).reshape(N_MELS, row["mel_frames"])
 
@@ -310,35 +168,6 @@ def test_evidence_that_is_known_at_the_end_stands_on_the_last_part(clip: Path) -
     assert first[0]["fetch_seconds"] > 0 == last["fetch_seconds"]
 
 
-def test_where_somebody_speaks_stands_on_each_part(samples: Path, tmp_path: Path) -> None:
-    """Real speech between silences, and the spans that the detector finds in it alone."""
-    silence = np.zeros(6 * SAMPLE_RATE, np.int16)
-    counting = read_clip(samples / "en" / "counting.wav")
-    path = write_wav(tmp_path / "spoken.wav", np.concatenate([silence, counting, silence, silence, counting, silence]))
-    *spoken, silent = read(manifest(path, part_seconds=15.0))
-    assert (silent["speech"], silent["speech_seconds"]) == ([], 0.0)
-    for row, begin in zip(spoken, (6.0, 21.0), strict=True):
-        assert row["speech_seconds"] == pytest.approx(len(counting) / SAMPLE_RATE, abs=0.7)
-        ((start, end),) = row["speech"]
-        assert row["start"] + start / FRAMES_PER_SECOND == pytest.approx(begin - 0.4, abs=0.2)
-        assert end - start == pytest.approx(len(counting) / HOP_LENGTH, abs=80)
-
-
-def test_a_part_in_one_piece_is_heard_as_it_is(samples: Path) -> None:
-    path = samples / "en" / "counting.wav"
-    (row,) = read(manifest(path))
-    pcm = read_clip(path)
-    alone = speech_of(Voice().probabilities(pcm), len(pcm))
-    assert Speech(row["speech_seconds"], tuple(map(tuple, row["speech"]))) == alone
-
-
-def test_where_nobody_speaks_there_is_no_span_and_where_nobody_looks_no_answer(clip: Path) -> None:
-    assert {(tuple(row["speech"]), row["speech_seconds"]) for row in read(manifest(clip))} == {((), 0.0)}
-    deaf = read(manifest(clip), ReadOptions(voice_activity=False))
-    assert {(row["speech"], row["speech_seconds"]) for row in deaf} == {(None, None)}
-    assert names(deaf) == names(read(manifest(clip)))
-
-
 def test_only_the_last_part_of_a_truncated_file_says_so(clip: Path) -> None:
     clip.write_bytes(clip.read_bytes()[:-40_000])
     rows = read(manifest(clip))
@@ -351,10 +180,6 @@ def test_parts_that_are_done_are_skipped_and_the_cuts_stay(clip: Path) -> None:
     assert names(read(manifest(clip, done=(0, 1)))) == names(everything)[2:]
     assert names(read(manifest(clip, done=(2,)))) == names(everything)[:2]
     assert read(manifest(clip, done=(0, 1, 2))) == []
-
-
-def names(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["part_id"] for row in rows]
 
 
 def test_every_file_of_a_batch_is_read_in_turn(clip: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_one_gpu_beside_two_cores_gets_fewer_readers() -> None:
 
 def test_more_is_in_flight_than_there_are_slots() -> None:
     """Blocks hold at least one part: a model whose calls all wait in slots has none to refill them with."""
-    assert on_cpus(2).calls_in_flight == 20 > SLOTS_ON_CPU
+    assert on_cpus(2).calls_in_flight == 30 > SLOTS_ON_CPU
     assert on_gpus(1, 8).calls_in_flight == 80 > SLOTS_ON_GPU
 
 

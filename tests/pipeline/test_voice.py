@@ -22,7 +22,16 @@ from jobs.samples import CLIPS, clips, read_clip
 from model.dimensions import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE
 from model.errors import ModelError
 from pipeline import voice as module
-from pipeline.voice import FRAME_SAMPLES, MIN_PAUSE_FRAMES, Voice, _weights, longest_pause, speaking, speech_of
+from pipeline.voice import (
+    FRAME_SAMPLES,
+    MIN_PAUSE_FRAMES,
+    PAD_SECONDS,
+    Voice,
+    _weights,
+    longest_pause,
+    speaking,
+    speech_of,
+)
 from tests import nonspeech
 
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE
@@ -249,20 +258,23 @@ def test_speech_begins_goes_on_and_must_last(probabilities: np.ndarray, heard: r
     assert np.flatnonzero(speaking(probabilities)).tolist() == list(heard)
 
 
+PAD = round(PAD_SECONDS * FRAMES_PER_SECOND)
+
+
 def test_a_span_has_a_margin_that_ends_with_the_part() -> None:
     silence = (0.0, 100)
-    assert speech_of(frames(silence, (0.9, 50), silence), 250 * 512).spans == ((280, 520),)  # 3.2 s to 4.8 s, ± 0.4 s
+    assert speech_of(frames(silence, (0.9, 50), silence), 250 * 512).spans == ((320 - PAD, 480 + PAD),)
     assert speech_of(frames((0.9, 50)), 50 * 512).spans == ((0, 160),)
     assert speech_of(frames((0.9, 50)), 50 * 512 - 500).spans == ((0, 156),)  # whole frames of content only
 
 
-def test_pauses_below_two_seconds_belong_to_the_speech() -> None:
+def test_margins_that_meet_make_one_span() -> None:
     def spans(pause: int) -> int:
         probabilities = frames((0.9, 20), (0.0, pause), (0.9, 20))
         return len(speech_of(probabilities, len(probabilities) * 512).spans)
 
-    assert spans(int(2.0 / FRAME_SECONDS)) == 1
-    assert spans(int(2.0 / FRAME_SECONDS) + 1) == 2
+    assert spans(int(2 * PAD_SECONDS / FRAME_SECONDS)) == 1
+    assert spans(int(2 * PAD_SECONDS / FRAME_SECONDS) + 1) == 2
 
 
 def test_only_speech_counts_as_seconds_of_speech() -> None:
@@ -274,7 +286,7 @@ def test_only_speech_counts_as_seconds_of_speech() -> None:
 def test_what_lies_behind_the_end_of_the_part_is_not_its_speech() -> None:
     probabilities = frames((0.0, 50), (0.9, 50))
     assert speech_of(probabilities, 50 * 512) == module.Speech(0.0, ())
-    assert speech_of(probabilities, 75 * 512).spans == ((120, 240),)
+    assert speech_of(probabilities, 75 * 512).spans == ((160 - PAD, 240),)
     assert speech_of(probabilities, 0) == module.Speech(0.0, ())
 
 
