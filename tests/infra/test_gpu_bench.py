@@ -128,18 +128,6 @@ def test_what_has_no_room_is_a_row_and_no_end() -> None:
 def test_a_line_says_what_was_measured_on_what() -> None:
     row = {"model": "tiny", "precision": "float16", "stage": "step", "ms": 1.5, "slots": 8, "share": 0.42}
     assert " ".join(gpu_bench.line(row).split()) == "tiny float16 step 1.500 ms 42% of the limit slots 8"
-        "tiny",
-        "float16",
-        "step",
-        "1.500",
-        "ms",
-        "42%",
-        "of",
-        "the",
-        "limit",
-        "slots",
-        "8",
-    ]
     assert gpu_bench.line({"limits": "float16", "TB/s": 4.3}) == "limits: float16  TB/s: 4.3"
 
 
@@ -203,7 +191,7 @@ def test_only_the_scripted_token_is_certain_and_all_else_is_computed() -> None:
     scripted = ScriptedWhisper(net(), TOKENIZER)
     tokens, at = torch.tensor([[TOKENIZER.transcribe], [5000]]), torch.zeros(2, 1, dtype=torch.int64)
     mine, plain = scripted.new_cache(2), net().new_cache(2)
-    logits = scripted.project(scripted.decode(tokens, at, mine, Reach(None, 1)))[:, 0]
+    logits = scripted.project(scripted.decode(tokens, at, mine, Reach(None, 1)))[:, 0].clone()
     real = net().project(net().decode(tokens, at, plain, Reach(None, 1)))[:, 0]
     following = [TOKENIZER.timestamp_begin, TOKENIZER.eot]
     assert logits.argmax(-1).tolist() == following
@@ -233,10 +221,9 @@ def test_the_weights_of_a_step_are_those_of_the_decoder(model: str) -> None:
     with torch.device("meta"):
         decoder = Whisper(OFFICIAL[model]).decoder
     weights = [(name, tensor.numel()) for name, tensor in decoder.named_parameters() if tensor.dim() == 2]
-    heard = ("cross_attn.key.weight", "cross_attn.value.weight", "positional_embedding")
-    assert step_bytes(OFFICIAL[model], torch.float16, 0, 0) == 2 * sum(
-        n for name, n in weights if not name.endswith(heard)
-    )
+    other = ("cross_attn.key.weight", "cross_attn.value.weight", "positional_embedding")
+    count = sum(numbers for name, numbers in weights if not name.endswith(other))
+    assert step_bytes(OFFICIAL[model], torch.float16, 0, 0) == 2 * count
 
 
 def test_limits_are_measured() -> None:
@@ -285,7 +272,7 @@ def test_the_limits_bound_what_a_window_takes() -> None:
     with torch.device("meta"):
         big = Whisper(OFFICIAL["large-v3"]).to(torch.float16)
     bench = Bench("large-v3", big, Limits(790e12, 4.3e12))
-    assert 30 / gpu_stages.windows_bound(bench, 128) == pytest.approx(2700, rel=0.1)
+    assert 30 / gpu_stages.windows_bound(bench, 128) == pytest.approx(3000, rel=0.05)
 
 
 def test_a_random_net_is_finite_and_says_different_things() -> None:

@@ -84,6 +84,18 @@ def test_windows_of_all_parts_are_decoded_together() -> None:
     assert net.steps == [(0, 1, 2, 3, 4)] * 4
 
 
+def test_a_step_looks_back_as_far_as_the_longest_text_and_no_further() -> None:
+    """Self-attention reads so much of the cache at every step."""
+    net = saying({(1, 0): "<0.00> One two three four.<2.00>"}, "<0.00> Five.<2.00>")
+    transcribe(net, [scripted_part(1, 60), scripted_part(2, 30)], GREEDY, slots=2)
+    prompt, first = 3, 7 + 1  # tokens of the first window, and its end, which is not fed
+    second = 1 + 7 + prompt  # all of the first window, behind the symbol that says so
+    assert [reach.text for reach in net.reaches] == [
+        *range(prompt, prompt + first),
+        *range(second, second + 5),
+    ]
+
+
 def test_attempts_at_different_temperatures_are_decoded_together() -> None:
     sure = " A long and perfectly ordinary sentence that goes on for a while yet."
     retried = Line("<0.00> Bad bad.<2.00>", logprob=-2.0, hotter=Line(f"<0.00> So{sure}<9.00>", logprob=-0.01))

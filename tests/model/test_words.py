@@ -90,6 +90,12 @@ def test_bytes_that_form_no_character_cost_no_word() -> None:
     assert [token for _, tokens in split for token in tokens] == [*broken, *after, *broken]
 
 
+def test_a_broken_character_behind_a_space_is_a_word_of_its_own() -> None:
+    broken = TOKENIZER.encode(" 🦉")[:1]
+    split = split_words([*broken, *TOKENIZER.encode(" owl")], TOKENIZER, "en")
+    assert [word for word, _ in split] == [" \ufffd", " owl"]
+
+
 @given(st.lists(st.integers(0, TOKENIZER.eot - 1), max_size=30), st.sampled_from(["en", "zh"]))
 def test_no_token_is_lost_or_moved(tokens: list[int], language: str) -> None:
     split = split_words(tokens, TOKENIZER, language)
@@ -220,6 +226,32 @@ def test_a_pause_is_taken_from_the_first_word_behind_it() -> None:
     words = [(" one", 0.0, 4.0), (" two", 4.0, 4.4), (" three", 4.4, 4.8), (" four", 4.8, 5.2)]
     piece = only(fit("<0.00> one two three four<6.00>", *words))
     assert piece.words[0].start == piece.start == pytest.approx(4.0 - 2 * 0.4)
+
+
+@pytest.mark.parametrize(("start", "end", "fitted"), [(0.6, 1.5, 0.6), (0.7, 1.7, 0.9), (1.0, 1.7, 1.0)])
+def test_a_pause_is_four_words_long_and_only_long_words_took_it(start: float, end: float, fitted: float) -> None:
+    rest = [(f" {word}", end + 0.4 * n, end + 0.4 * (n + 1)) for n, word in enumerate(("two", "three", "four"))]
+    piece = only(fit("<0.60> one two three four<9.00>", (" one", start, end), *rest))
+    assert piece.words[0].start == pytest.approx(fitted)
+    assert (piece.words[0].end, piece.words[1].start) == (end, end)
+
+
+def test_two_words_that_are_long_together_took_a_pause() -> None:
+    rest = [(f" {word}", 4.7 + 0.4 * n, 4.7 + 0.4 * (n + 1)) for n, word in enumerate(("three", "four", "five"))]
+    piece = only(fit("<3.00> one two three four five<9.00>", (" one", 3.0, 3.7), (" two", 3.7, 4.7), *rest))
+    assert [(word.start, word.end) for word in piece.words[:2]] == [
+        (pytest.approx(3.1), pytest.approx(3.9)),
+        (pytest.approx(3.9), 4.7),
+    ]
+
+
+def test_the_pause_before_a_second_segment_counts_from_the_first() -> None:
+    text = "<0.00> one two<1.00><1.00> three four<9.00>"
+    words = [(" one", 0.0, 0.4), (" two", 0.4, 0.8), (" three", 0.8, 2.0), (" four", 2.0, 2.4)]
+    place = WindowPlace(seek=0, frames=WINDOW_FRAMES, content_frames=100_000, last_speech=0.0)
+    assert fit(text, *words, place=place).pieces[1].words[0].start == 0.8  # 1.2 s behind: less than four words
+    later = [(" three", 0.8, 3.0), (" four", 3.0, 3.4)]
+    assert fit(text, *words[:2], *later, place=place).pieces[1].words[0].start == pytest.approx(2.2)
 
 
 def test_where_speech_went_on_there_is_no_pause_to_take() -> None:
