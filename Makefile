@@ -11,7 +11,7 @@ setup: $(SETUP)
 $(SETUP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,s3,parity,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,s3,parity,bench,dev]'
 	touch $@
 
 demo: setup

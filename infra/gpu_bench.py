@@ -28,9 +28,9 @@ import torch
 
 from infra import gpu_checks, gpu_peer, gpu_stages
 from infra.gpu_limits import Limits, measure
-from infra.gpu_stages import ATTENTION, Bench, Row
+from infra.gpu_stages import AS_IT_IS, ATTENTION, Bench, Row
 from model.checkpoint import load
-from model.dimensions import OFFICIAL
+from model.dimensions import OFFICIAL, WINDOW_SECONDS
 from model.precision import DTYPES
 
 SLOTS = (32, 64, 128, 256)
@@ -93,25 +93,23 @@ def measure_model(report: Report, bench: Bench, slots_list: Iterable[int], audio
         report.add(gpu_stages.step(bench, memory))
         report.add(gpu_stages.choose(bench, slots))
         del memory
-    report.add(_engine(report, bench, fitting, audio_seconds))
-
-
-def _engine(report: Report, bench: Bench, fitting: list[int], audio_seconds: float | None) -> Iterator[Row]:
     how = "graph" if bench.device.type == "cuda" else "plain"
-    found: list[Row] = []
     for slots in fitting:
-        bound = gpu_stages.WINDOW_SECONDS / gpu_stages.windows_bound(bench, slots)
-        row = gpu_stages.run(bench, slots, audio_seconds or SECONDS_PER_SLOT * slots, how)
-        found.append(row | {"real_time_at_the_limits": bound})
-        yield found[-1]
-    if not found or how == "plain":
+        report.add(_engine(bench, slots, audio_seconds, how))
+    runs = [row for row in report.rows if row.get("stage") == "engine" and bench.is_of(row)]
+    if how == "plain" or not runs:
         return
-    best = max(found, key=_real_time)
-    slots = int(str(best["slots"]))
-    seconds = audio_seconds or SECONDS_PER_SLOT * slots
-    yield gpu_stages.run(bench, slots, seconds, "plain")
+    slots = int(str(max(runs, key=_real_time)["slots"]))
+    report.add(_engine(bench, slots, audio_seconds, "plain"))
     for kind in [*ATTENTION][1:]:
-        yield gpu_stages.run(bench, slots, seconds, how, kind)
+        report.add(_engine(bench, slots, audio_seconds, how, kind))
+
+
+def _engine(bench: Bench, slots: int, seconds: float | None, how: str, kind: str = AS_IT_IS) -> Iterator[Row]:
+    """One run, and what the device's limits would let it come to."""
+    bound = WINDOW_SECONDS / gpu_stages.window_bound(bench, slots)
+    row = gpu_stages.run(bench, slots, seconds or SECONDS_PER_SLOT * slots, how, kind)
+    yield row | {"real_time_at_the_limits": bound}
 
 
 def _real_time(row: Row) -> float:

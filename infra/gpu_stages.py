@@ -19,6 +19,7 @@ from torch import Tensor
 from infra.gpu_limits import Limits, admit_flops, encoder_flops, seconds, step_bytes
 from infra.gpu_scripted import TOKENS_PER_WINDOW, ScriptedWhisper
 from model import whisper
+from model.attention import attend
 from model.cache import DecoderCache, Reach
 from model.dimensions import FRAMES_PER_SECOND, WINDOW_FRAMES, WINDOW_SECONDS, Dimensions
 from model.engine import Counters, Engine
@@ -51,9 +52,16 @@ class Bench:
     def device(self) -> torch.device:
         return self.net.device
 
+    @property
+    def precision(self) -> str:
+        return str(self.net.dtype).removeprefix("torch.")
+
+    def is_of(self, row: Row) -> bool:
+        """Whether a row was measured with this net."""
+        return (row.get("model"), row.get("precision")) == (self.name, self.precision)
+
     def row(self, stage: str, took: float, **facts: object) -> Row:
-        precision = str(self.net.dtype).removeprefix("torch.")
-        return {"model": self.name, "precision": precision, "stage": stage, "ms": took * 1e3, **facts}
+        return {"model": self.name, "precision": self.precision, "stage": stage, "ms": took * 1e3, **facts}
 
 
 def random_net(dims: Dimensions, dtype: torch.dtype, device: torch.device, scale: float = 0.02) -> Whisper:
@@ -81,21 +89,21 @@ def by_sdpa(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Te
 
 def by_sdpa_unmasked(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Torch's own kernel for what is heard, the product's for what was said."""
-    return F.scaled_dot_product_attention(q, k, v) if hidden is None else AS_IT_IS(q, k, v, hidden)
+    return F.scaled_dot_product_attention(q, k, v) if hidden is None else attend(q, k, v, hidden)
 
 
-AS_IT_IS: Attend = whisper.attend
-ATTENTION: dict[str, Attend] = {"as it is": AS_IT_IS, "sdpa for audio": by_sdpa_unmasked, "sdpa": by_sdpa}
+AS_IT_IS = "as it is"
+ATTENTION: dict[str, Attend] = {AS_IT_IS: attend, "sdpa for audio": by_sdpa_unmasked, "sdpa": by_sdpa}
 
 
 @contextmanager
 def attention(kind: str) -> Iterator[None]:
     """Let the net attend by one of `ATTENTION`."""
-    whisper.attend = ATTENTION[kind]
+    whisper.attend = ATTENTION[kind]  # type: ignore[attr-defined]  # where the net looks it up
     try:
         yield
     finally:
-        whisper.attend = AS_IT_IS
+        whisper.attend = attend  # type: ignore[attr-defined]
 
 
 # --- one by one ---------------------------------------------------------------------------------------------------
@@ -153,7 +161,7 @@ def choose(bench: Bench, slots: int) -> Iterator[Row]:
 # --- all together -------------------------------------------------------------------------------------------------
 
 
-def run(bench: Bench, slots: int, audio_seconds: float, how: str, kind: str = "as it is") -> Row:
+def run(bench: Bench, slots: int, audio_seconds: float, how: str, kind: str = AS_IT_IS) -> Row:
     """The whole engine over so much audio, its text scripted; without language identification and second attempts."""
     scripted = ScriptedWhisper(bench.net, Tokenizer.for_dimensions(bench.net.dims))
     options = DecodeOptions(language="en", temperatures=(0.0,))
@@ -193,7 +201,8 @@ def _drain(engine: Engine, parts: list[Part]) -> float:
 def _parts(dims: Dimensions, audio_seconds: float) -> list[Part]:
     """Parts of a few windows each that share one log-mel, and come to so much audio."""
     mel = np.random.default_rng(0).standard_normal((dims.n_mels, max(WINDOWS_PER_PART) * WINDOW_FRAMES), np.float32)
-    left, parts = max(1, round(audio_seconds / WINDOW_SECONDS)), []
+    left = max(1, round(audio_seconds / WINDOW_SECONDS))
+    parts: list[Part] = []
     while left:
         windows = min(left, WINDOWS_PER_PART[len(parts) % len(WINDOWS_PER_PART)])
         parts.append(Part(str(len(parts)), mel, windows * WINDOW_FRAMES))
@@ -211,7 +220,7 @@ def room_for(slots: int, bench: Bench) -> bool:
     return slots * DecoderCache.slot_bytes(bench.net.dims, bench.net.dtype, bench.device) < free * MEMORY_SHARE
 
 
-def windows_bound(bench: Bench, slots: int) -> float:
+def window_bound(bench: Bench, slots: int) -> float:
     """Seconds that a window takes at the device's limits, were nothing lost: encoded, and read token by token."""
     dims = bench.net.dims
     encoded = (encoder_flops(dims) + admit_flops(dims)) / bench.limits.flops

@@ -31,19 +31,8 @@ from model.words import WordTiming, split_words
 MEDIAN_WIDTH = 7  # audio positions: 0.14 s
 # Exchanges after which the middle one of seven holds the median (Devillard, "Fast median search", 1998).
 _MEDIAN_OF_SEVEN = (
-    (0, 5),
-    (0, 3),
-    (1, 6),
-    (2, 4),
-    (0, 1),
-    (3, 5),
-    (2, 6),
-    (2, 3),
-    (3, 6),
-    (4, 5),
-    (1, 4),
-    (1, 3),
-    (3, 4),
+    *((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6)),
+    *((2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4)),
 )
 
 MOST_PADDING = 16  # tokens: to read that many more costs about what it costs to read the weights once more

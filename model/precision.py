@@ -17,12 +17,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def load_net(dims: Dimensions, state: dict[str, Tensor], precision: str, device: torch.device) -> Whisper:
     """The net with the weights of a checkpoint (`model.checkpoint.load`), on `device`, in one of `DTYPES`."""
+    if device.type == "cuda":
+        _keep_float32()
     net = from_state(dims, state, DTYPES[precision]).to(device)
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     has_kernels = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # they refuse to run on an older CPU
     if device.type == "cpu" and net.dtype == torch.bfloat16 and has_kernels:
         _pack(net)
     return net
+
+
+def _keep_float32() -> None:
+    """Let float32 mean float32 on a GPU: torch rounds what convolutions multiply to ten bits (TF32) unless told not to."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 class PackedLinear(nn.Module):

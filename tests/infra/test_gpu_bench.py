@@ -272,7 +272,7 @@ def test_the_limits_bound_what_a_window_takes() -> None:
     with torch.device("meta"):
         big = Whisper(OFFICIAL["large-v3"]).to(torch.float16)
     bench = Bench("large-v3", big, Limits(790e12, 4.3e12))
-    assert 30 / gpu_stages.windows_bound(bench, 128) == pytest.approx(3000, rel=0.05)
+    assert 30 / gpu_stages.window_bound(bench, 128) == pytest.approx(3000, rel=0.05)
 
 
 def test_a_random_net_is_finite_and_says_different_things() -> None:
