@@ -76,7 +76,7 @@ def spoken_in(language: str, audio: Any, samples: Any, both: Any) -> tuple[Spoke
     return SpokenText(tokenizer.sot_sequence(own, "transcribe"), tokens, frames, own), mel
 
 
-@pytest.mark.parametrize(("model", "languages"), [("base", ["en", "pl", "ja"]), ("tiny.en", ["en"])])
+@pytest.mark.parametrize(("model", "languages"), [("base", ["en", "ja"]), ("tiny.en", ["en"])])
 def test_words_lie_where_the_references_do(model, languages, sides, audio, samples, timing) -> None:
     """The same text and sound on both sides; ours all at once, the shorter ones padded."""
     both = sides(model)
@@ -133,8 +133,8 @@ def test_a_transcript_with_words_is_the_references(silence, sides, audio, timing
     follow_heads(both.reference, "tiny.en")
     net, tokenizer = both.ours.net, both.ours.tokenizer
     clips = [clip for name, clip in audio.items() if name.startswith("en/")]
-    gaps = [np.zeros(seconds * 16_000, np.float32) for seconds in (1, 4, 9)]
-    samples = np.concatenate([part for clip, gap in zip(clips * 2, gaps * 6, strict=False) for part in (clip, gap)])
+    gaps = [np.zeros(seconds * 16_000, np.float32) for seconds in (1, 6, 3)]
+    samples = np.concatenate([part for clip, gap in zip(clips * 2, gaps * 2, strict=True) for part in (clip, gap)])
     options = DecodeOptions.exact(temperatures=(0.0,), word_timestamps=True, hallucination_silence=silence)
     aligner = Aligner(net, tokenizer, RELEASES["tiny.en"].alignment_heads)
     engine = Engine(net, tokenizer, options, slots=2, aligner=aligner)
