@@ -28,7 +28,7 @@ def load_net(dims: Dimensions, state: dict[str, Tensor], precision: str, device:
 
 
 def _keep_float32() -> None:
-    """Let float32 mean float32 on a GPU: torch rounds what convolutions multiply to ten bits (TF32) unless told not to."""
+    """Let float32 mean float32 on a GPU: else torch rounds what convolutions multiply to 10 bits (TF32)."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
