@@ -86,6 +86,6 @@ class ScriptedWhisper:
 
     @torch.inference_mode()
     def project(self, hidden: Tensor) -> Tensor:
-        hidden, digits = hidden.split((hidden.shape[-1] - COLUMNS, COLUMNS), -1)
-        following = digits[..., 0].long() * BASE + digits[..., 1].long()
-        return self._net.project(hidden).scatter_(-1, following[..., None], CERTAIN)
+        digits = hidden[..., -COLUMNS:].long()
+        following = digits[..., 0] * BASE + digits[..., 1]
+        return self._net.project(hidden[..., :-COLUMNS]).scatter_(-1, following[..., None], CERTAIN)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ Attend = Callable[..., Tensor]
 
 def by_sdpa(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
     """Torch's own kernel throughout, masks included."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if hidden is None else ~hidden)
+    return F.scaled_dot_product_attention(q.to(k.dtype), k, v, None if hidden is None else ~hidden).to(q.dtype)
 
 
 def by_sdpa_unmasked(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -113,7 +114,7 @@ def encode(bench: Bench, batches: tuple[int, ...] = ENCODE_BATCHES) -> Iterator[
     dims = bench.net.dims
     for batch in batches:
         mel = torch.randn(batch, dims.n_mels, WINDOW_FRAMES, device=bench.device, dtype=bench.net.dtype)
-        took = seconds(lambda mel=mel: bench.net.encode(mel), bench.device) / batch
+        took = seconds(partial(bench.net.encode, mel), bench.device) / batch
         yield bench.row("encode, a window", took, batch=batch, share=encoder_flops(dims) / took / bench.limits.flops)
 
 
@@ -128,7 +129,7 @@ def admit(bench: Bench, memory: DecoderCache) -> Iterator[Row]:
         tokens = torch.ones(count, length, dtype=torch.int64, device=bench.device)
         positions = torch.arange(length, device=bench.device).expand_as(tokens)
         reach = Reach(slots, length)
-        took = seconds(lambda r=reach, t=tokens, p=positions: bench.net.decode(t, p, memory, r), bench.device) / count
+        took = seconds(partial(bench.net.decode, tokens, positions, memory, reach), bench.device) / count
         yield bench.row("prompt, a window", took, batch=count, tokens=length)
 
 
@@ -144,7 +145,7 @@ def step(bench: Bench, memory: DecoderCache) -> Iterator[Row]:
             kinds["graph"] = steps_for(bench.net, memory, slots)  # recorded anew, with this attention
         with attention(kind):
             for how, steps in kinds.items():
-                took = seconds(lambda steps=steps: steps(tokens, at, Reach(None, TEXT)), bench.device)
+                took = seconds(partial(steps, tokens, at, Reach(None, TEXT)), bench.device)
                 facts = {"slots": slots, "how": f"{how}, {kind}", "share": asked / took / bench.limits.bytes}
                 yield bench.row("step", took, **facts)
 

@@ -60,6 +60,20 @@ def test_slots_stay_full_while_anything_waits() -> None:
     assert pool.counters.occupancy(3) > 0.75
 
 
+def test_slots_that_lie_apart_are_refilled_together() -> None:
+    """The first and the third of three end in one turn, the second goes on."""
+    said = {(1, 0): f"<0.00>{' la' * 20}<2.00>"} | {
+        (number, 0): f"<0.00> Word {number}.<2.00>" for number in (0, 2, 3, 4)
+    }
+    net = saying(said)
+    transcripts = transcribe(net, [scripted_part(number, 30) for number in range(5)], GREEDY, slots=3, encode_batch=5)
+    assert [one.segments[0].text for one in transcripts if one.part_id != "part-1"] == [
+        f" Word {number}." for number in (0, 2, 3, 4)
+    ]
+    assert net.prefill_batches == [3, 2]
+    assert [reach.slots for reach in net.reaches if reach.rows is not None] == [slice(0, 3), None]
+
+
 def test_the_next_window_of_a_part_takes_the_slot_of_the_last() -> None:
     one = engine(saying({}, "<0.00> Word.<2.00>"), slots=2)
     one.submit(scripted_part(1, 90))

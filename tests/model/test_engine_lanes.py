@@ -190,7 +190,7 @@ SEARCH = DecodeOptions.exact(
 PATIENCE: dict[str, Any] = {"beam_size": 3, "patience": 2.0, "length_penalty": 0.6, "best_of": 1}
 MODES = {
     "patient search": (replace(SEARCH, temperatures=(0.0,), **PATIENCE), {BeamSearch}),
-    "search then samples, with a margin": (replace(SEARCH, context_margin=1.0), {BeamSearch, BestOf}),
+    "search then samples, with a margin": (replace(SEARCH, context_margin=1.0, context_from=0.0), {BeamSearch, BestOf}),
     "search then one sample": (replace(SEARCH, best_of=1), {BeamSearch, Greedy}),
     "greedy then samples": (replace(SEARCH, beam_size=1, avg_logprob_threshold=-2.35), {Greedy, BestOf}),
 }

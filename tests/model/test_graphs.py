@@ -22,6 +22,7 @@ from model.dimensions import OFFICIAL, Dimensions
 from model.engine import Engine
 from model.graphs import Bucket, CapturedSteps, GraphRecorder, PlainSteps, Record, Run, Steps, steps_for
 from model.options import DecodeOptions
+from model.precision import load_net
 from model.sampling import Sampler, random_stream
 from model.tokenizer import Tokenizer
 from model.transcript import Part, Transcript
@@ -173,6 +174,14 @@ def test_what_fills_a_bucket_changes_no_logits_now_or_later(record: Record, lane
 def test_graphs_compute_what_plain_steps_do(device: str, lanes: int) -> None:
     recorder = GraphRecorder(torch.device(device))
     assert_same_story(pool(recorder, lanes, device), pool(None, lanes, device), turns=120)
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_float32_is_float32_on_a_gpu(device: str) -> None:
+    """Not TF32, by which torch would compute convolutions."""
+    mel = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(1))
+    there = load_net(DIMS, random_state(DIMS), "float32", torch.device(device))
+    torch.testing.assert_close(there.encode(mel).cpu(), net().encode(mel), atol=1e-5, rtol=1e-5)
 
 
 def test_idle_slots_in_a_bucket_are_written_at_position_0_only() -> None:

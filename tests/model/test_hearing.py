@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ WORD = "<0.00> Word.<2.00>"
 SHARED = DecodeOptions(context_margin=None)
 REFERENCE = DecodeOptions.exact()
 THREE = replace(SHARED, language_windows=3)
-MINUTE = 6000  # frames
+# As little is read as a margin of one second allows, however short the audio.
+TRIMMED = DecodeOptions(language="en", context_margin=1.0, context_from=0.0)
 
 
 def progress(net: ScriptedNet, part: Part, options: DecodeOptions) -> PartProgress:
@@ -53,25 +55,32 @@ def places(net: ScriptedNet, encoded: Encoded) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "margin", "read"),
+    ("seconds", "margin", "least", "read"),
     [
-        (30, None, 3000),
-        (3, None, 3000),
-        (3, 2.0, 500),
-        (3.01, 2.0, 600),  # whole seconds
-        (3, 0.0, 300),
-        (0.01, 0.0, 100),
-        (2.5, 0.5, 300),
-        (28, 2.0, 3000),
-        (27.01, 2.0, 3000),
-        (29.5, 8.0, 3000),  # never more than a window
-        (75, 2.0, 3000),
-        (1, 30.0, 3000),
+        (30, None, 0, 3000),
+        (3, None, 0, 3000),
+        (3, 2.0, 0, 500),
+        (3.01, 2.0, 0, 600),  # whole seconds
+        (3, 0.0, 0, 300),
+        (0.01, 0.0, 0, 100),
+        (2.5, 0.5, 0, 300),
+        (28, 2.0, 0, 3000),
+        (27.01, 2.0, 0, 3000),
+        (29.5, 8.0, 0, 3000),  # never more than a window
+        (75, 2.0, 0, 3000),
+        (1, 30.0, 0, 3000),
+        (9.99, 2.0, 10, 3000),  # too short to be trimmed
+        (10, 2.0, 10, 1200),
+        (12.5, 2.0, 12.5, 1500),
+        (12.49, 2.0, 12.5, 3000),
     ],
 )
-def test_the_encoder_reads_the_audio_and_a_margin(seconds: float, margin: float | None, read: int) -> None:
+def test_the_encoder_reads_the_audio_and_a_margin(
+    seconds: float, margin: float | None, least: float, read: int
+) -> None:
     net = saying({})
-    (encoded,) = hear(net, [scripted_part(1, seconds)], replace(SHARED, context_margin=margin))
+    options = replace(TRIMMED, context_margin=margin, context_from=least)
+    (encoded,) = hear(net, [scripted_part(1, seconds)], options)
     heard = window(net, encoded.features)
     assert (heard.seek, heard.frames, heard.silence_behind, heard.read) == (
         0,
@@ -80,6 +89,27 @@ def test_the_encoder_reads_the_audio_and_a_margin(seconds: float, margin: float 
         read,
     )
     assert encoded.features.shape == (read // 2, 1)
+
+
+@pytest.mark.parametrize("options", [{"language_windows": 3}, {"language_per_window": True}, {}])
+def test_a_language_is_found_on_whole_windows(options: dict[str, Any]) -> None:
+    """On less audio it is found less well."""
+    net = saying({})
+    trimmed = replace(TRIMMED, language=None, **options)
+    hear(net, [scripted_part(1, 12), scripted_part(2, 75)], trimmed)
+    assert {heard.read for heard in net.heard} == {3000}
+
+
+def test_a_window_that_does_not_vote_is_trimmed() -> None:
+    """Once the language is known; and where it is found on the silence behind a short part, from the start."""
+    net = saying({})
+    part = progress(net, scripted_part(1, 12), replace(TRIMMED, language=None))
+    part.hear_language("fr", 0.9)
+    (encoded,) = Hearing(net, net.tokenizer, part.options).encode([(part, 0)])
+    assert window(net, encoded.features).read == 1300
+    reference = replace(TRIMMED, language=None, language_window="reference")
+    (encoded,) = hear(net, [scripted_part(2, 12)], reference)
+    assert [window(net, features).read for features in (encoded.features, *encoded.ballots)] == [1300, 3000]
 
 
 def test_a_window_begins_at_the_seek() -> None:
@@ -101,7 +131,7 @@ def test_only_speech_is_heard() -> None:
     net.joined = True
     part = scripted_part(1, 60, speech=((500, 900), (1200, 2000)))
     hear(net, [part])
-    hear(net, [part], replace(SHARED, context_margin=1.0))
+    hear(net, [part], TRIMMED)
     for heard, read in zip(net.heard, (3000, 1300), strict=True):
         assert (heard.seek, heard.frames, heard.cuts, heard.read) == (500, 1200, ((899, 1200),), read)
 
@@ -110,10 +140,10 @@ def test_only_speech_is_heard() -> None:
 
 
 def test_windows_of_one_length_share_a_batch() -> None:
-    net, options = saying({}), replace(SHARED, context_margin=1.0)
+    net = saying({})
     seconds = (9.5, 2.4, 40.0, 3.0, 2.5, 29.4)  # read as 11, 4, 30, 4, 4 and 30 seconds
-    hearing = Hearing(net, net.tokenizer, options)
-    works = [(progress(net, scripted_part(number, length), options), number) for number, length in enumerate(seconds)]
+    hearing = Hearing(net, net.tokenizer, TRIMMED)
+    works = [(progress(net, scripted_part(number, length), TRIMMED), number) for number, length in enumerate(seconds)]
     encoded = hearing.encode(works)
     assert sorted(net.encode_batches) == [1, 2, 3]
     assert [(window(net, one.features).part, one.order) for one in encoded] == [(n, n) for n in range(6)]
@@ -306,11 +336,11 @@ def test_a_margin_changes_how_much_is_read_and_nothing_that_is_said() -> None:
     """In this net; and short windows share slots with whole ones, in one batch of the decoder."""
     parts = [scripted_part(number, seconds) for number, seconds in enumerate((4, 40, 33.5, 12, 61, 7.5))]
     whole, short = babble(), babble()
-    options = replace(SHARED, temperatures=(0.0,))
-    expected = transcribe(whole, parts, options, slots=3)
-    assert_same(transcribe(short, parts, replace(options, context_margin=2.0), slots=3), expected)
+    options = replace(TRIMMED, temperatures=(0.0,))
+    expected = transcribe(whole, parts, replace(options, context_margin=None), slots=3)
+    assert_same(transcribe(short, parts, options, slots=3), expected)
     assert {heard.read for heard in whole.heard} == {3000}
-    assert {600, 1400, 1000, 3000} <= {heard.read for heard in short.heard}
+    assert {500, 1300, 900, 3000} <= {heard.read for heard in short.heard}
     assert {(heard.part, heard.seek, heard.frames) for heard in short.heard} == {
         (heard.part, heard.seek, heard.frames) for heard in whole.heard
     }
@@ -322,7 +352,7 @@ def test_audio_is_masked_only_where_some_is_missing() -> None:
     def ragged(*seconds: float) -> list[bool]:
         net = saying({}, WORD)
         parts = [scripted_part(number, length) for number, length in enumerate(seconds)]
-        transcribe(net, parts, replace(SHARED, context_margin=2.0), slots=2)
+        transcribe(net, parts, TRIMMED, slots=2)
         return [reach.ragged for reach in net.reaches]
 
     assert not any(ragged(30, 29, 60))
@@ -331,11 +361,18 @@ def test_audio_is_masked_only_where_some_is_missing() -> None:
     assert mixed[:2] == [True, True] and mixed[-2:] == [False, False]
 
 
+def test_a_short_window_that_moves_to_another_slot_stays_short() -> None:
+    """A whole window ends before it, and nothing comes after: it takes the first slot."""
+    net = saying({(1, 0): WORD}, f"<0.00>{' la lo' * 12}<2.00>")
+    transcribe(net, [scripted_part(1, 30), scripted_part(2, 4)], TRIMMED, slots=2)
+    assert net.steps[0] == (1, 2) and net.steps[-1] == (2,)
+    assert all(reach.ragged for reach in net.reaches)
+
+
 def test_counters_tell_what_the_encoder_read() -> None:
     net = saying({}, WORD)
-    options = replace(SHARED, context_margin=2.0)
-    pool = Engine(net, net.tokenizer, options, slots=2)
+    pool = Engine(net, net.tokenizer, TRIMMED, slots=2)
     for number, seconds in enumerate((4, 33)):
         pool.submit(scripted_part(number, seconds))
     pool.drain()
-    assert (pool.counters.encoded_windows, pool.counters.encoded_frames) == (3, 600 + 3000 + 500)
+    assert (pool.counters.encoded_windows, pool.counters.encoded_frames) == (3, 500 + 3000 + 400)

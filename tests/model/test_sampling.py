@@ -150,6 +150,20 @@ def test_a_hotter_attempt_starts_from_the_logits_of_the_prompt() -> None:
     assert chooser.choose(1) == first
 
 
+def test_what_is_drawn_together_is_what_each_lane_would_draw_by_itself() -> None:
+    """One race in each lane: the first to arrive after an exponential wait, the likely ones walking faster."""
+    chooser, starts = sampler(3, lanes=2), (STARTS, {ZERO + 7: 1.0}, {ZERO + 4: 0.5, ZERO + 5: 0.5})
+    for slot, (first, temperature) in enumerate(zip(starts, (0.4, 0.0, 1.0), strict=True)):
+        chooser.admit(slot, logits(first))
+        chooser.start(slot, temperature, [stream(slot, lane) for lane in range(2)] if temperature else [])
+    expected = []
+    for slot, lane in ((0, 0), (0, 1), (2, 0), (2, 1)):
+        probabilities = (logits(starts[slot]) / (0.4 if slot == 0 else 1.0)).softmax(-1)
+        waits = torch.empty(DIMS.n_vocab).exponential_(generator=stream(slot, lane))
+        expected.append(int((probabilities / waits)[ZERO:].argmax()) + ZERO)
+    assert chooser.choose(3)[0] == [*expected[:2], ZERO + 7, ZERO + 7, *expected[2:]]
+
+
 def test_each_attempt_draws_from_the_stream_it_was_given() -> None:
     chooser = sampler(1)
     begin(chooser, 0, 1.0, seek=3)

@@ -287,7 +287,7 @@ def test_half_precision_runs_and_stays_close() -> None:
     half.admit(heard, memory, torch.arange(2))
     said = tokens(2, 5)
     logits = half.project(half.decode(said, places(2, 0, 5), memory, Reach(None, 5)))
-    assert (heard.dtype, memory.self_k.dtype, logits.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert (heard.dtype, memory.cross_k.dtype, logits.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     exact = PLAIN.logits(features(2), said)
     assert (logits - exact).abs().mean() < 0.1 * exact.abs().mean()
 
