@@ -8,7 +8,8 @@ It prints one line for each figure and writes all of them to a JSON file. Shares
 reach on the same device, measured first. Text is scripted (`gpu_scripted.py`), so that windows have a realistic number
 of tokens. It needs `model/`, torch, NumPy and tiktoken; where `transformers` is installed, its Whisper runs beside.
 
-Nothing in `model/` that concerns CUDA counts as measured until somebody has run this on a GPU and has kept the figures.
+It has run on CPUs only: nothing in here, and nothing in `model/` that is for a GPU, was measured or even run on one
+until somebody does so and writes the figures into `docs/decisions.md`.
 """
 
 from __future__ import annotations
@@ -62,10 +63,13 @@ class Report:
                 row = {"error": str(error).splitlines()[0]}
             if row is None:
                 return
-            self.rows.append(row)
-            print(line(row), flush=True)
-            if self.path is not None:
-                self.path.write_text(json.dumps({**self.facts, "rows": self.rows}, indent=1) + "\n")
+            self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        self.rows.append(row)
+        print(line(row), flush=True)
+        if self.path is not None:
+            self.path.write_text(json.dumps({**self.facts, "rows": self.rows}, indent=1) + "\n")
 
 
 def line(row: Row) -> str:
@@ -124,7 +128,7 @@ def compare(report: Report) -> None:
             max((_real_time(row) for row in rows if (row["model"], row["precision"]) == model), default=0.0)
             for rows in (ours, theirs)
         ]
-        report.add([{"ratio to transformers": best[0] / best[1], "model": model[0], "precision": model[1]}])
+        report.keep({"ratio to transformers": best[0] / best[1], "model": model[0], "precision": model[1]})
 
 
 def arguments() -> argparse.Namespace:
@@ -167,6 +171,8 @@ def main() -> None:
             if gpu_peer.is_installed() and report.seconds_left > PEER_SECONDS:
                 report.add(gpu_peer.rows(model, OFFICIAL[model], dtype, device, peers))
     compare(report)
+    if report.seconds_left <= 0:
+        report.keep({"incomplete": f"{asked.minutes:g} minutes were up: raise --minutes, or ask for less"})
 
 
 def _bench(model: str, dtype: torch.dtype, device: torch.device, limits: Limits) -> Bench:

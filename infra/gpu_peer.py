@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,34 +15,27 @@ from model.dimensions import WINDOW_FRAMES, WINDOW_SECONDS, Dimensions
 
 SOT = 50_258
 BATCHES = (16, 64)  # windows together; the faster counts
+WARM_UP_TOKENS = 4
 
 
 def is_installed() -> bool:
     return importlib.util.find_spec("transformers") is not None
 
 
-def rows(name: str, dims: Dimensions, dtype: torch.dtype, device: torch.device, batches: Sequence[int]) -> list[Row]:
+def rows(
+    name: str, dims: Dimensions, dtype: torch.dtype, device: torch.device, batches: Sequence[int]
+) -> Iterator[Row]:
     """Encoding and `TOKENS_PER_WINDOW` greedy tokens for each window of a batch, none of which may end earlier."""
     model = _model(dims, dtype, device)
-    found: list[Row] = []
+    precision = str(dtype).removeprefix("torch.")
     for batch in batches:
         mel = torch.randn(batch, dims.n_mels, WINDOW_FRAMES, device=device, dtype=dtype)
-        _generate(model, mel, 4)
+        _generate(model, mel, WARM_UP_TOKENS)
         started = time.perf_counter()
         _generate(model, mel, TOKENS_PER_WINDOW)
         took = time.perf_counter() - started
-        found.append(
-            {
-                "model": name,
-                "precision": str(dtype).removeprefix("torch."),
-                "stage": "transformers",
-                "ms": took * 1e3,
-                "batch": batch,
-                "real_time": batch * WINDOW_SECONDS / took,
-                "tokens_per_window": TOKENS_PER_WINDOW,
-            }
-        )
-    return found
+        facts = {"batch": batch, "real_time": batch * WINDOW_SECONDS / took, "tokens_per_window": TOKENS_PER_WINDOW}
+        yield {"model": name, "precision": precision, "stage": "transformers", "ms": took * 1e3, **facts}
 
 
 def _model(dims: Dimensions, dtype: torch.dtype, device: torch.device) -> Any:

@@ -116,12 +116,9 @@ class Slot:
         """Whether the attempt is over: read to its end, at its limit, or caught in a loop."""
         if self.reading.finished:
             return True
-        if (
-            self.is_last or not self.options.stop_loops or isinstance(self.reading, BestOf)
-        ):  # the last, or another, is kept
-            return False
-        read = self.reading.tokens if isinstance(self.reading, Greedy) else self.reading.lanes[0].tokens
-        looping = is_looping(read, self.tokenizer, self.options.compression_ratio_threshold)
+        if self.is_last or not self.options.stop_loops or isinstance(self.reading, BestOf):
+            return False  # the last is kept whatever it is, and of several samples another may be
+        looping = is_looping(self.reading.best().tokens, self.tokenizer, self.options.compression_ratio_threshold)
         if looping:
             self.rules_fired.append(LOOP)
         return looping

@@ -235,6 +235,20 @@ def test_the_likeliest_lane_of_a_search_is_watched() -> None:
     assert one.verdict()[1] == (REPETITIVE,)
 
 
+def test_a_loop_does_not_end_a_search_that_has_found_something_better() -> None:
+    """A reading of three words has ended, of which each was likelier than each of the loop's."""
+    one = slot(beam_size=2)
+    for count, token in enumerate(LOOPING):
+        end = -0.1 if count == 4 else -1e5
+        likely = -0.05 if count < 4 else -0.2
+        one.search([[end, likely, -1e6], [-7.0, -8.0, -9.0]], [[EOT, token, A], [A, B, C]])
+        if one.has_ended():
+            break
+    attempt, failed = one.verdict()
+    assert (one.length, one.rules_fired, failed) == (224, [], ())
+    assert attempt.tokens == tuple(LOOPING[:4])
+
+
 @pytest.mark.parametrize(
     "options",
     [
