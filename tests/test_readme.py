@@ -13,7 +13,7 @@ import pytest
 
 from infra.s3_server import S3Server
 from jobs.samples import fetch_samples
-from model import errors, fallback, loops, progress, segments
+from model import errors, fallback, hallucination, loops, progress, segments
 from pipeline import catalog, config, records
 from pipeline.objects import ObjectStore
 from pipeline.store import Store
