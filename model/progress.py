@@ -23,9 +23,10 @@ from model.words import TimedPiece, TimedWindow, WindowPlace, WordTiming, text_t
 
 PROMPT_RESET = "prompt_reset"  # the text up to here is not shown to the next window
 TOKEN_LIMIT = "token_limit"  # the window filled its token budget before it ended
+SHORT_TAIL_SKIPPED = "short_tail_skipped"  # what is left of the part's speech is too short to be heard
 
 # What is not worth a window behind the last timestamp of a part whose end is known to be that of its speech: the margin
-# that a detector leaves there, and less than a syllable.
+# of 0.2 s that the detector leaves there (`pipeline.voice`), and less than a syllable.
 TAIL_FRAMES = round(0.5 * FRAMES_PER_SECOND)
 
 
@@ -114,16 +115,17 @@ class PartProgress:
         self._count_language()
         if fallback.is_silence(attempt, self.options):
             self.transcript.windows_skipped += 1
-            self._seek_to(self.seek + self.window_frames)
+            self.seek += self.window_frames
             return
         cut = self._cut(attempt)
         window = self._timed(attempt, cut, timings)
         self.last_speech = window.last_speech
-        if window.skipped:
+        if window.rules and not window.pieces:  # all of it was made up in silence
             self.transcript.windows_skipped += 1
-        else:
-            self._keep(window, attempt, attempts, (*rules_fired, *self._fired(attempt, cut), *window.rules))
-        self._seek_to(window.seek)
+        tail = () if window.skipped or not self._ends_in_tail(window, cut) else (SHORT_TAIL_SKIPPED,)
+        if not window.skipped:
+            self._keep(window, attempt, attempts, (*rules_fired, *self._fired(attempt, cut), *window.rules, *tail))
+        self.seek = self.content_frames if tail else window.seek
 
     def _cut(self, attempt: Attempt) -> WindowCut:
         return cut_window(attempt.tokens, self.tokenizer.timestamp_begin, self.window_frames, self.dims)
@@ -183,10 +185,13 @@ class PartProgress:
         if most == self.language:
             self.transcript.language, self.transcript.language_probability = most, self.language_probability
 
-    def _seek_to(self, frame: int) -> None:
-        """Go on from there, unless what is left is nobody's speech."""
-        is_tail = self.part.speech is not None and self.content_frames - frame <= TAIL_FRAMES
-        self.seek = self.content_frames if is_tail else frame
+    def _ends_in_tail(self, window: TimedWindow, cut: WindowCut) -> bool:
+        """Whether a timestamp ends the text, and what is left of the speech behind it is not worth a window.
+
+        Text behind the last timestamp is dropped to be heard again, and so it is, however short.
+        """
+        left = self.content_frames - window.seek
+        return self.part.speech is not None and cut.rule is None and 0 < left <= TAIL_FRAMES and window.seek > self.seek
 
     def _placed(self, word: Word) -> Word:
         return replace(word, start=self._timeline.start(word.start), end=self._timeline.end(word.end))

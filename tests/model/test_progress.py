@@ -10,7 +10,7 @@ import pytest
 from model.dimensions import OFFICIAL
 from model.fallback import CONFIDENT_DESPITE_NO_SPEECH, IMPROBABLE, REPETITIVE, TEMPERATURES_EXHAUSTED
 from model.options import DecodeOptions
-from model.progress import PROMPT_RESET, TAIL_FRAMES, TOKEN_LIMIT, PartProgress
+from model.progress import PROMPT_RESET, SHORT_TAIL_SKIPPED, TAIL_FRAMES, TOKEN_LIMIT, PartProgress
 from model.segments import NO_TIMESTAMP_PAIR, UNFINISHED_TAIL_DROPPED
 from model.tokenizer import Tokenizer
 from model.transcript import Attempt, Part
@@ -141,11 +141,28 @@ def test_the_log_mel_is_that_of_the_speech() -> None:
 
 @pytest.mark.parametrize(("left", "seek"), [(TAIL_FRAMES + 2, 1000 - TAIL_FRAMES - 2), (TAIL_FRAMES, 1000)])
 def test_the_margin_behind_the_last_word_is_not_worth_a_window(left: int, seek: int) -> None:
-    text = f"<0.00> One.<{(1000 - left) / 100:.2f}><{(1000 - left) / 100:.2f}> T"
+    text = f"<0.00> One.<{(1000 - left) / 100:.2f}><{(1000 - left) / 100:.2f}>"
     heard, unheard = progress(speech=((2000, 3000),)), progress(seconds=10)
     accept(heard, text)
     accept(unheard, text)
     assert (heard.seek, unheard.seek) == (seek, 1000 - left), "only a detector knows that this is a margin"
+    fired = (SHORT_TAIL_SKIPPED,) if left <= TAIL_FRAMES else ()
+    assert heard.transcript.segments[0].rules_fired == fired
+    assert unheard.transcript.segments[0].rules_fired == ()
+
+
+def test_text_behind_the_last_timestamp_is_heard_again_however_short() -> None:
+    part = progress(speech=((2000, 3000),))
+    accept(part, "<0.00> One.<9.80><9.80> T")
+    assert (part.seek, part.remaining_frames) == (980, 20)
+    assert part.transcript.segments[0].rules_fired == (UNFINISHED_TAIL_DROPPED,)
+
+
+def test_what_a_full_window_leaves_is_heard_however_short() -> None:
+    """The window ends where it ends, in the middle of a word perhaps."""
+    part = progress(speech=((0, 3020),))
+    accept(part, "<0.00> One.<30.00>")
+    assert part.remaining_frames == 20
 
 
 def test_the_shortest_speech_is_read() -> None:
