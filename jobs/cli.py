@@ -227,7 +227,7 @@ def bench(
         str | None, typer.Option(metavar="CODE", help="Told to all; else en for long files, unknown for clips.")
     ] = None,
     precision: Annotated[str, typer.Option(metavar="NAME", help="Of our net.")] = "auto",
-    slots: Annotated[int, typer.Option(metavar="N", min=1, help="Of our engine.")] = 24,
+    slots: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of our engine; else as on any CPU.")] = None,
     part_seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Our longest part; else what the planner chooses.")
     ] = None,
@@ -249,7 +249,9 @@ def bench(
     if fetch:
         command.fetch(folder)
         return
-    setup = Setup(model, threads or os.cpu_count() or 1, precision=precision, slots=slots, part_seconds=part_seconds)
+    setup = Setup(
+        model, threads or os.cpu_count() or 1, precision=precision, part_seconds=part_seconds, **_given(slots=slots)
+    )
     names = tuple(name.strip() for name in contenders.split(",") if name.strip())
     request = command.Request(setup, folder, suite, language, rounds, names, as_json)
     (command.profile if profile else command.bench)(request)
@@ -265,7 +267,7 @@ def main() -> None:
     except TyperException as error:
         _leave(_usage(error), UsageError.exit_code)
     except KeyboardInterrupt:
-        _leave("Interrupted: what was stored stays, and the same command goes on from there.", INTERRUPTED)
+        _leave("Interrupted: what was stored stays, and `earwitness transcribe` goes on from there.", INTERRUPTED)
     except BrokenPipeError:  # the reader has had enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it shuts down
         sys.exit(PIPE_CLOSED)

@@ -39,7 +39,7 @@ from pipeline.objects import ObjectExists, ObjectStore
 from pipeline.records import MEDIA, PARTS, SEGMENTS
 from pipeline.sink import SHARD_ID_LENGTH, describe, parquet_bytes
 
-FORMAT = 1  # of the layout above; a reader refuses a higher one
+FORMAT = 2  # of the layout above and the columns of the tables; any other is refused
 MARKER = "earwitness.json"
 TABLES = {"segments": SEGMENTS, "parts": PARTS, "media": MEDIA}
 COMMIT_ATTEMPTS = 5

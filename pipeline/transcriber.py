@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -37,6 +36,7 @@ from pipeline.weights import load_model
 PARTS_IN_WAITING = 0.25
 _INPUTS = ("mel", "mel_frames", "content_frames", "speech")  # what only the engine needs; the rest goes on to the sink
 CACHE_SHARE = 0.6  # of free GPU memory for the slots; the rest is for encoding and prompts
+CPU_CACHE_SHARE = 0.4  # of a machine's memory, where Ray's object store and the readers live as well
 
 
 class EngineThread:
@@ -135,11 +135,13 @@ class Transcriber:
 
 
 def _room_for_slots(net: Whisper, lanes: int) -> int:
-    """Slots whose caches fit into what the GPU has free; without a GPU, as many as anybody asks for."""
-    if net.device.type != "cuda":
-        return sys.maxsize
-    free, _ = torch.cuda.mem_get_info(net.device)
-    return max(1, int(free * CACHE_SHARE) // DecoderCache.slot_bytes(net.dims, net.dtype, net.device, lanes))
+    """Slots whose caches fit into what the GPU has free, or into a share of the machine's memory; at least one."""
+    if net.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(net.device)
+        room = free * CACHE_SHARE
+    else:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_CACHE_SHARE
+    return max(1, int(room) // DecoderCache.slot_bytes(net.dims, net.dtype, net.device, lanes))
 
 
 def _rows(batch: pa.Table) -> list[dict[str, Any]]:

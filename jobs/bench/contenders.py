@@ -39,7 +39,7 @@ class Setup:
     threads: int
     scratch: str = ""  # folder for what contenders need beside themselves; gone after the race
     precision: str = "auto"
-    slots: int = 24
+    slots: int | None = None  # None: as many as on any CPU
     part_seconds: float | None = None  # None: what the planner chooses
 
 

@@ -34,6 +34,7 @@ from pipeline.config import Config, RunOptions
 from pipeline.inventory import choose_part_seconds
 from pipeline.media import Decoding
 from pipeline.parts import PcmPart, cut_parts
+from pipeline.placement import SLOTS_ON_CPU
 from pipeline.precision import choose_precision
 from pipeline.voice import Voice
 from pipeline.weights import load_model
@@ -92,6 +93,7 @@ class OurEngine:
 
     def __init__(self, setup: Setup, config: Config) -> None:
         self._setup, self._options = setup, config.decode
+        self._slots = setup.slots or SLOTS_ON_CPU
         self._clock = StageClock()
         self._voice: Any = Timed(Voice(), self._clock, lambda *_: VOICE) if config.read.voice_activity else None
         self._engines: dict[str | None, Engine] = {}  # by language: it is an option of the whole engine
@@ -117,12 +119,12 @@ class OurEngine:
     def _engine(self, language: str | None) -> Engine:
         if language not in self._engines:
             options = replace(self._options, language=language)
-            self._engines[language] = Engine(self._net, self._tokenizer, options, slots=self._setup.slots)
+            self._engines[language] = Engine(self._net, self._tokenizer, options, slots=self._slots)
         return self._engines[language]
 
     def _read(self, recordings: Sequence[Recording]) -> list[list[Part]]:
         """The parts of every recording, read and turned into log-mel on as many threads as the engine may use."""
-        part_seconds = self._setup.part_seconds or choose_part_seconds(total_seconds(recordings), self._setup.slots)
+        part_seconds = self._setup.part_seconds or choose_part_seconds(total_seconds(recordings), self._slots)
         with ThreadPoolExecutor(self._setup.threads) as pool:
             # The detector sets BLAS to one thread and back; around all its calls, they do not undo each other's.
             with self._clock(READ), threadpool_limits(1):

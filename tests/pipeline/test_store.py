@@ -263,7 +263,9 @@ def test_a_crash_after_the_marker_is_no_obstacle(destination: str) -> None:
     assert Store.open(destination, create=True).done_parts(GENERATION).num_rows == 0
 
 
-@pytest.mark.parametrize(("marker", "said"), [(b'{"format": 2}', "has format 2"), (b"[]", "is damaged")])
+@pytest.mark.parametrize(
+    ("marker", "said"), [(b'{"format": 1}', "has format 1"), (b'{"format": 3}', "has format 3"), (b"[]", "is damaged")]
+)
 def test_a_marker_we_cannot_read_is_refused(destination: str, marker: bytes, said: str) -> None:
     ObjectStore(destination).create(MARKER, marker)
     with pytest.raises(DestinationError, match=said):

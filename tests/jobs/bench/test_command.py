@@ -34,8 +34,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parity
 @pytest.mark.timeout(300)  # four processes that load torch
 def test_all_engines_hear_the_same(earwitness: Call, folder: Path) -> None:
-    for package in ("whisper", "faster_whisper", "jiwer", "whisper_normalizer"):
-        pytest.importorskip(package, reason="the extras `bench` and `parity` are not installed")
     try:
         locate("tiny.en")
     except ModelError as error:
@@ -66,7 +64,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Contender]:
 def test_a_table_goes_to_standard_output_and_progress_to_the_other(
     scripted: list[Contender], earwitness: Call, folder: Path, columns: Callable[[int], None]
 ) -> None:
-    pytest.importorskip("jiwer", reason="the extra `bench` is not installed")
     columns(80)
     done = earwitness("bench", str(folder), "--suite", "folder", "--rounds", "2", "--threads", "1")
     assert done.code == 0
@@ -81,7 +78,6 @@ def test_a_table_goes_to_standard_output_and_progress_to_the_other(
 
 
 def test_json_is_all_there_is_on_standard_output(scripted: list[Contender], earwitness: Call, folder: Path) -> None:
-    pytest.importorskip("jiwer", reason="the extra `bench` is not installed")
     options = ["--suite", "folder", "--rounds", "1", "--threads", "3", "--language", "en", "--slots", "5", "--json"]
     told = json.loads(earwitness("bench", str(folder), *options).out)
     assert told["setup"] == {
@@ -95,7 +91,6 @@ def test_json_is_all_there_is_on_standard_output(scripted: list[Contender], earw
 def test_without_a_folder_the_prompts_of_the_cache_serve(
     scripted: list[Contender], earwitness: Call, cache: Path, say: Callable[..., Path]
 ) -> None:
-    pytest.importorskip("jiwer", reason="the extra `bench` is not installed")
     say(default_folder() / "en" / "hello.wav", "Hello there.")
     (default_folder() / LICENCE_FILE).write_text("as fetched")
     told = json.loads(earwitness("bench", "--suite", "folder", "--rounds", "1", "--json").out)
@@ -139,7 +134,6 @@ def test_missing_packages_are_named(earwitness: Call, folder: Path, monkeypatch:
 
 
 def test_a_model_that_faster_whisper_cannot_read(earwitness: Call, folder: Path) -> None:
-    pytest.importorskip("faster_whisper", reason="the extra `bench` is not installed")
     options = ["--suite", "folder", "--model", "small", "--contenders", "faster-int8"]
     done = earwitness("bench", str(folder), *options)
     assert done.code == 2

@@ -15,8 +15,6 @@ from jobs.bench.worker import Worker
 from model.errors import ModelError, UsageError
 from tests.jobs.bench.scripted import MODULE
 
-pytest.importorskip("jiwer", reason="the extra `bench` is not installed")
-
 SUITE = Suite(
     "folder",
     (

@@ -9,8 +9,6 @@ import pytest
 from jobs.bench.recordings import Recording
 from jobs.bench.score import score
 
-pytest.importorskip("jiwer", reason="the extra `bench` is not installed")
-
 
 def _said(text: str, spoken: str | None = "en", language: str | None = None) -> Recording:
     return Recording("a", Path("a.wav"), 2.0, text, spoken, language)
