@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test chaos check clean
 
 setup: $(SETUP)
 
@@ -19,6 +19,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# As long as it takes: every crash point, every fault, and EARWITNESS_CHAOS_KILLS random kills.
+chaos: setup
+	EARWITNESS_CHAOS=1 EARWITNESS_CHAOS_KILLS=$${EARWITNESS_CHAOS_KILLS:-300} $(BIN)/python -m pytest tests/chaos
 
 check: setup
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ Exit codes:
   3    no such archive, or no audio in it
   4    the destination cannot be used
   5    no such model
+  6    another process writes to the destination, or has taken it over
   130  interrupted; the same command goes on where it stopped
 """
 
@@ -96,6 +97,8 @@ def transcribe(
     best_of: flags.BestOf = None,
     language_windows: flags.LanguageWindows = None,
     language_per_window: flags.LanguagePerWindow = None,
+    channels: flags.Channels = None,
+    stream: flags.Stream = None,
     voice_activity: flags.VoiceActivity = None,
     hallucination_silence: flags.HallucinationSilence = None,
     part_seconds: flags.PartSeconds = None,
@@ -128,7 +131,7 @@ def transcribe(
     )
     if language == "auto":
         decode["language"] = None
-    read = _given(voice_activity=voice_activity, part_seconds=part_seconds)
+    read = _given(voice_activity=voice_activity, part_seconds=part_seconds, channels=channels, stream=stream)
     given = _given(model=model, exact=exact or None) | {"decode": decode, "read": read}
     settings = configured(config, given | {"run": _given(precision=precision)})
     from jobs import cluster
@@ -174,6 +177,66 @@ def sql(
         shell(dest)
     else:
         ask(dest, query, output)
+
+
+@app.command()
+def retry(
+    dest: Destination,
+    where: Annotated[str, typer.Option("--where", metavar="SQL", help="Which rows of the view parts.")],
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster; else this machine.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+) -> None:
+    """Do parts again that a condition picks, as they were asked for.
+
+    DEST is the folder or url that holds the tables; --where any condition over the columns of parts, as in
+    --where "status = 'failed'", or "part_id IN (SELECT part_id FROM review_queue)".
+
+    Parts that come out with text replace those before; others leave them as they are.
+    """
+    from jobs import cluster
+
+    cluster.prepare_environment()
+    from jobs.progress import Progressing
+    from jobs.retry import Request, execute
+
+    execute(Request(dest, where, address, dry_run), Progressing(dry_run))
+
+
+@app.command()
+def compact(dest: Destination) -> None:
+    """Merge small files of the tables, so that queries are fast.
+
+    DEST is the folder or url that holds the tables. Rows stay as they are.
+    """
+    from jobs import upkeep
+
+    upkeep.compact(dest)
+
+
+@app.command()
+def drop(dest: Destination, generation: Annotated[str, typer.Argument(metavar="GENERATION", hidden=True)]) -> None:
+    """Take all rows of one generation out of the tables.
+
+    DEST is the folder or url that holds the tables; GENERATION a value of the column generation of parts.
+    """
+    from jobs import upkeep
+
+    upkeep.drop(dest, generation)
+
+
+@app.command()
+def vacuum(
+    dest: Destination,
+    grace_hours: Annotated[float, typer.Option(metavar="HOURS", help="What is younger stays, at least 1.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and stop.")] = False,
+) -> None:
+    """Delete files that no table has any more.
+
+    DEST is the folder or url that holds the tables. They are left by compact, by drop, and by runs that were killed.
+    """
+    from jobs import upkeep
+
+    upkeep.vacuum(dest, grace_hours, dry_run)
 
 
 @models.command("list")

@@ -118,5 +118,10 @@ def error(sentence: str) -> None:
     err.print(harmless(" ".join(sentence.splitlines())), markup=False, soft_wrap=True)
 
 
+def waiting(holder: object, seconds: float) -> None:
+    """Say why nothing happens for a while: another writer may still be alive."""
+    err.print(f"Waiting up to {duration(seconds)} to see whether {holder} still writes there.", soft_wrap=True)
+
+
 def _width(text: str) -> int:
     return max(map(cell_len, text.split("\n")))

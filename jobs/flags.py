@@ -16,7 +16,7 @@ from model.errors import UsageError
 
 _PAIR = re.compile(r"--(\S+) / --no-\1")  # a flag and its opposite are told in one line
 
-TEXT, SEARCH, LANGUAGE, SILENCE = "Text", "Search", "Language", "Silence and length"
+TEXT, SEARCH, LANGUAGE, SOUND, SILENCE = "Text", "Search", "Language", "Sound", "Silence and length"
 
 Exact = Annotated[bool, typer.Option("--exact", help="Decode as openai/whisper does, token for token.")]
 Precision = Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16; else auto.")]
@@ -76,6 +76,15 @@ LanguagePerWindow = Annotated[
         rich_help_panel=LANGUAGE,
         help="Each window finds its own; else each part.",
     ),
+]
+
+Channels = Annotated[
+    str | None,
+    typer.Option(metavar="HOW", rich_help_panel=SOUND, help="mix, or split: each by itself; else mix."),
+]
+Stream = Annotated[
+    int | None,
+    typer.Option(metavar="N", rich_help_panel=SOUND, help="Audio stream of each file, from 0; else the first."),
 ]
 
 VoiceActivity = Annotated[

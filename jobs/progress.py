@@ -16,15 +16,19 @@ from ray.exceptions import RayError
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from jobs.console import count, duration, err, out, times
+from jobs.console import count, duration, err, out, times, waiting
 from jobs.transcribe import Watcher
+from pipeline.lease import Holder
+from pipeline.media import find_ffmpeg
 from pipeline.plan import Plan
 from pipeline.run import Run, Summary
+from pipeline.sandbox import LIMITS, isolation
 from pipeline.tally import Counts, Tally
 
 REFRESH_SECONDS = 0.5
 LOG_SECONDS = 60.0  # between two lines where standard error is a file, as under a scheduler
 BAR_WIDTH = 20
+UNCONFINED = "ffmpeg is held by limits alone: bubblewrap, which hides files and network, is missing or forbidden."
 
 
 class Progressing(Watcher):
@@ -33,6 +37,9 @@ class Progressing(Watcher):
     def __init__(self, dry_run: bool = False) -> None:
         self._dry_run = dry_run
         self._destination = ""
+
+    def waiting(self, holder: Holder, seconds: float) -> None:
+        waiting(holder, seconds)
 
     def planned(self, run: Run) -> None:
         place, summary = run.job.place, run.summary
@@ -46,6 +53,8 @@ class Progressing(Watcher):
                 f"{duration(run.plan.audio_seconds)} of audio, {place.total_slots} slots on {device}",
                 soft_wrap=True,
             )
+            if not self._dry_run and isolation(find_ffmpeg()) == LIMITS:
+                err.print(UNCONFINED, soft_wrap=True)
 
     @contextmanager
     def running(self, run: Run, tally: Tally) -> Iterator[None]:
@@ -83,7 +92,7 @@ class Json(Watcher):
     """Says nothing until the end, then one line of JSON."""
 
     def finished(self, summary: Summary) -> None:
-        print(json.dumps(asdict(summary) | {"speed": summary.speed}))
+        print(json.dumps(asdict(summary) | {"speed": summary.speed, "sandbox": isolation(find_ffmpeg())}))
 
 
 def describe(counts: Counts, plan: Plan, elapsed: float) -> tuple[float, str]:

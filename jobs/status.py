@@ -18,6 +18,7 @@ _COUNTS = """
     SELECT count(*) AS files, count(*) FILTER (complete) AS done,
         count(*) FILTER (NOT complete AND parts_failed = 0 AND status <> 'pending') AS half_done,
         count(*) FILTER (status = 'pending') AS pending, count(*) FILTER (parts_failed > 0) AS failed,
+        count(*) FILTER (quarantined) AS quarantined,
         coalesce(sum(hours), 0) AS hours, coalesce(sum(segments), 0)::BIGINT AS segments
     FROM files"""
 # The audio of what is not done, by the bytes per second of what is; a half done file has some of it behind it.
@@ -28,7 +29,7 @@ _LEFT = """
 _LATEST = """
     SELECT sum("end" - "start") FILTER (committed_at >= TIMESTAMPTZ '{started}') AS seconds,
         max(committed_at) AS last_commit
-    FROM parts"""
+    FROM parts WHERE same_as IS NULL"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Status:
     half_done: int
     pending: int
     failed: int
+    quarantined: int  # of those: failed so often that runs leave them alone
     hours: float
     segments: int
     speed: float | None  # times real time, in the latest run
@@ -80,7 +82,7 @@ def show_status(dest: str, as_json: bool) -> None:
     stored = f"{found.last_commit[:16].replace('T', ' ')} UTC" if found.last_commit else "nothing yet"
     console.out.print(
         f"files     {found.done:,} of {found.files:,} done, {found.half_done:,} half done, "
-        f"{found.pending:,} pending, {found.failed:,} failed\n"
+        f"{found.pending:,} pending, {found.failed:,} failed, {found.quarantined:,} of them quarantined\n"
         f"audio     {console.duration(found.hours * 3600)}{speed}{left}\n"
         f"segments  {found.segments:,}\n"
         f"stored    {stored}",

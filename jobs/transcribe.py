@@ -15,16 +15,21 @@ from dataclasses import dataclass, replace
 from jobs.cluster import Machines, is_connected, ray_session, this_machine
 from pipeline.config import Config
 from pipeline.job import Job, Model
+from pipeline.lease import Holder
 from pipeline.objects import ObjectStore
 from pipeline.placement import place
 from pipeline.precision import settled
 from pipeline.run import Run, Summary
 from pipeline.store import Store
 from pipeline.tally import Tally
+from pipeline.writer import Writer
 
 
 class Watcher:
     """Sees a run happen; override what you want to see."""
+
+    def waiting(self, holder: Holder, seconds: float) -> None:
+        """Another process held the destination, and whether it lives will be known in so many seconds at most."""
 
     def planned(self, run: Run) -> None:
         """The run is decided, and nothing is started."""
@@ -67,7 +72,7 @@ def execute(request: Request, watcher: Watcher) -> Summary:
     with ExitStack() as stack:
         known = request.address or is_connected()  # a cluster that can say what it has
         machines = stack.enter_context(ray_session(request.address)) if known else this_machine()
-        run = _prepare(request, machines)
+        run = _prepare(request, machines, watcher, stack)
         watcher.planned(run)
         if run.plan.pending and not request.dry_run:
             if not known:
@@ -79,16 +84,19 @@ def execute(request: Request, watcher: Watcher) -> Summary:
         return run.summary
 
 
-def _prepare(request: Request, machines: Machines) -> Run:
+def _prepare(request: Request, machines: Machines, watcher: Watcher, stack: ExitStack) -> Run:
+    """The planned run; unless it is a dry run, this process is now the only writer, until the stack is left."""
     model = Model.of(request.config)
     placement = place(request.config.run, machines.resources, machines.nodes, machines.cores_per_node)
     store = Store.find(request.to)
     # Workers have other working directories: what they are told is absolute.
     to = ObjectStore(request.to).address
     job = Job(settled(request.config, placement), model, placement, to)
-    if store and not request.dry_run:
-        return Run.prepare(request.sources, Store.open(to, create=True), job)
-    run = Run.look(request.sources, store, job)
-    if not request.dry_run:  # new tables, made only now: a misspelt source leaves nothing behind
-        run.store = Store.open(to, create=True)
+    if request.dry_run:
+        return Run.look(request.sources, store, job)
+    run = None if store else Run.look(request.sources, None, job)  # a misspelt source leaves no new tables behind
+    writer = stack.enter_context(Writer.open(to, on_wait=watcher.waiting))
+    if run is None or writer.lease.epoch > 1:  # else nobody was there before, and nothing has changed
+        return Run.prepare(request.sources, writer, job)
+    run.writer = writer
     return run

@@ -4,6 +4,7 @@
     ├── UsageError       (2)   an option, a language or a configuration key is wrong
     ├── SourceError      (3)   the archive cannot be listed, or holds no audio
     ├── DestinationError (4)   the destination is not ours, not writable, or damaged
+    ├── LeaseError       (6)   somebody else writes to the destination, or has taken it over
     ├── ModelError       (5)   weights are missing, incomplete or of an unknown format
     └── MediaError             one object cannot be read; becomes a row, never ends a run
 
@@ -35,6 +36,12 @@ class DestinationError(EarwitnessError):
     """The destination is not ours, cannot be written, or is damaged."""
 
     exit_code = 4
+
+
+class LeaseError(EarwitnessError):
+    """Another process writes to the destination, or took it over while this one was silent."""
+
+    exit_code = 6
 
 
 class ModelError(EarwitnessError):

@@ -5,10 +5,11 @@ tested: `enable_external_access=false` with that file system as the only allowed
 no extension is installed or loaded; only SELECT and EXPLAIN are run. An allow list of real files would not do: DuckDB
 1.5.5 lets `COPY … (use_tmp_file false)` overwrite an allowed file.
 
-Which rows a view shows. Of the attempts at one part the latest counts, and of twins, which two workers stored under
-different names, the first name; a segment is shown only with the ledger row of its own shard. Of several generations
-of a file the newest one that is whole counts, so a file changes over at once when a new model has finished it.
-It refuses to know how any row came about.
+Which rows a view shows. Of the attempts at one part one that has text counts over one that has none, then the latest,
+and of twins, which two workers stored under different names, the first name; a segment is shown only with the ledger
+row of its own shard. A copy, an object with the same bytes as another, is shown with the rows of its owner under its
+own name, as long as it has no text of its own. Of several generations of a file the newest one that is whole counts,
+so a file changes over at once when a new model has finished it. It refuses to know how any row came about.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import pyarrow as pa
 from model.errors import DestinationError, EarwitnessError, UsageError
 from model.options import DecodeOptions
 from model.segments import SEEK_RULES
-from pipeline.records import STATUSES, WITH_TEXT
+from pipeline.config import ReadOptions
+from pipeline.records import STATUSES, WITH_TEXT, WORTH_ANOTHER_TRY
 from pipeline.sink import parquet_bytes
 from pipeline.snapshot import PROTOCOL, SnapshotFileSystem
 from pipeline.store import TABLES, Store, snapshot
@@ -52,22 +54,39 @@ SETTINGS = {
 
 _SEEK_RULES = ", ".join(f"'{rule}'" for rule in SEEK_RULES)  # say where a window was cut, not that it is in doubt
 _TEXT = ", ".join(f"'{status}'" for status in WITH_TEXT)
+_AGAIN = ", ".join(f"'{status}'" for status in WORTH_ANOTHER_TRY)
+_ONCE = "(channel IS NULL OR channel = 0 OR antiphase)"  # of channels that are parts of their own, the first
 _SEVERITY = "[" + ", ".join(f"'{status}'" for status in STATUSES) + "]"
 
-# What users see is built on three steps, in a schema of their own. `shown` is worked out once per connection; every
-# view would otherwise sort the ledger again.
+# What users see is built on these steps, in a schema of their own. `shown` is worked out once per connection; every
+# view would otherwise sort the ledger again. It says which rows are shown, and those of a copy under which name.
 STEPS = f"""
 CREATE SCHEMA steps;
 CREATE VIEW steps.ledger AS
-    SELECT * EXCLUDE (filename), parse_filename(filename) AS _shard, status IN ({_TEXT}) AS _has_text
+    SELECT * EXCLUDE (filename), parse_filename(filename) AS _shard,
+        status IN ({_TEXT}) AND same_as IS NULL AS _has_text
     FROM read_parquet('{PROTOCOL}://parts/*', filename = true);
 CREATE VIEW steps.segments AS
     SELECT * EXCLUDE (filename), parse_filename(filename) AS _shard
     FROM read_parquet('{PROTOCOL}://segments/*', filename = true);
+CREATE TABLE steps.copies AS
+    SELECT media_id AS copy, arg_max(same_as, attempts) AS media_id, generation, any_value(uri) AS uri
+    FROM steps.ledger WHERE same_as IS NOT NULL GROUP BY copy, generation;
 CREATE TABLE steps.shown AS
-    WITH chosen AS (
-        SELECT part_id, _shard, media_id, generation, "index", is_last, _has_text, committed_at FROM steps.ledger
-        QUALIFY row_number() OVER (PARTITION BY media_id, generation, "index" ORDER BY attempts DESC, _shard) = 1),
+    WITH own AS MATERIALIZED (
+        SELECT part_id, _shard, media_id, generation, "index", is_last, _has_text, committed_at
+        FROM steps.ledger WHERE same_as IS NULL
+        QUALIFY row_number() OVER (
+            PARTITION BY media_id, generation, "index" ORDER BY _has_text DESC, attempts DESC, _shard) = 1),
+    still AS (
+        FROM steps.copies SEMI JOIN own USING (media_id, generation)
+        ANTI JOIN (SELECT media_id AS copy, generation FROM own WHERE _has_text) USING (copy, generation)),
+    chosen AS (
+        SELECT *, NULL::VARCHAR AS _media, NULL::VARCHAR AS _uri
+        FROM own ANTI JOIN (SELECT copy AS media_id, generation FROM still) USING (media_id, generation)
+        UNION ALL
+        SELECT part_id, _shard, copy, generation, "index", is_last, _has_text, committed_at, copy, uri
+        FROM still JOIN own USING (media_id, generation)),
     newest AS (
         SELECT media_id, generation, max("index") FILTER (is_last) + 1 AS parts_total,
             count(*) FILTER (_has_text) AS parts_done,
@@ -75,19 +94,42 @@ CREATE TABLE steps.shown AS
         FROM chosen GROUP BY media_id, generation
         QUALIFY row_number() OVER (
             PARTITION BY media_id ORDER BY complete DESC, max(committed_at) DESC, generation) = 1)
-    SELECT part_id, _shard, newest.media_id IS NOT NULL AS newest, parts_total, parts_done, complete
+    SELECT part_id, _shard, _media, _uri, newest.media_id IS NOT NULL AS newest, parts_total, parts_done, complete
     FROM chosen LEFT JOIN newest USING (media_id, generation);
+DROP TABLE steps.copies;
+CREATE TABLE steps.copied AS
+    SELECT part_id, _shard, _media, _uri, newest FROM steps.shown WHERE _media IS NOT NULL;
 """
+# A copy's rows have names of their own, and a branch of their own: the other takes a condition on a name down to the
+# objects, and this one costs little where there is no copy, which DuckDB sees by a table that is empty.
+_NAMED = """_media AS media_id, _uri AS uri, md5(concat(_media, ' ', part_id)) AS part_id"""
+
+
+def _named(table: str, hidden: str, replaced: str, condition: str) -> str:
+    """The shown rows of a table of `steps`, each under the name it is shown by."""
+    return f"""
+        SELECT * EXCLUDE ({hidden}) FROM steps.{table}
+        SEMI JOIN (FROM steps.shown WHERE _media IS NULL AND {condition}) USING (part_id, _shard)
+        UNION ALL
+        SELECT * EXCLUDE ({hidden}, _media, _uri, newest) REPLACE ({_NAMED}{replaced}) FROM steps.{table}
+        JOIN (FROM steps.copied WHERE {condition}) USING (part_id, _shard)"""
+
+
+def _parts(condition: str) -> str:
+    return _named("ledger", "_shard, _has_text", ", media_id AS same_as", condition)
+
+
+def _segments(condition: str) -> str:
+    return _named("segments", "_shard", "", condition)
+
+
+_GIVEN_UP = f"(status IN ({_AGAIN}) AND attempts > (SELECT retries FROM steps.limits))"
 
 VIEWS = {
     "all_parts": "SELECT * EXCLUDE (_shard, _has_text) FROM steps.ledger",
-    "all_segments": "SELECT * EXCLUDE (_shard) FROM steps.segments SEMI JOIN steps.shown USING (part_id, _shard)",
-    "parts": """
-        SELECT * EXCLUDE (_shard, _has_text) FROM steps.ledger
-        SEMI JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard)""",
-    "segments": """
-        SELECT * EXCLUDE (_shard) FROM steps.segments
-        SEMI JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard)""",
+    "all_segments": _segments("true"),
+    "parts": _parts("newest"),
+    "segments": _segments("newest"),
     "words": """
         SELECT uri, word.start AS "start", word."end" AS "end", word.word AS word, word.probability AS probability,
             language, segment_index, word_index, media_id, part_id, generation
@@ -95,29 +137,31 @@ VIEWS = {
     "media": f"SELECT DISTINCT ON (media_id) * FROM read_parquet('{PROTOCOL}://media/*')",
     "files": f"""
         WITH read AS (
-            SELECT media_id, any_value(uri) AS uri, any_value(generation) AS generation,
+            SELECT coalesce(_media, media_id) AS media_id, coalesce(any_value(_uri), any_value(uri)) AS uri,
+                any_value(generation) AS generation,
                 arg_max(status, list_position({_SEVERITY}, status)) AS status,
                 arg_max(error, list_position({_SEVERITY}, status)) FILTER (error IS NOT NULL) AS error,
-                coalesce(sum("end" - "start") FILTER (_has_text), 0) AS seconds,
+                coalesce(sum("end" - "start") FILTER (_has_text AND {_ONCE}), 0) AS seconds,
                 arg_max(language, "end" - "start") AS language,
-                count(*) FILTER (NOT _has_text) AS parts_failed,
+                count(*) FILTER (NOT _has_text) AS parts_failed, bool_or({_GIVEN_UP}) AS quarantined,
                 max(expected_seconds) AS expected_seconds,
-                coalesce(max(decoded_seconds), sum("end" - "start")) AS decoded_seconds,
+                coalesce(max(decoded_seconds), sum("end" - "start") FILTER ({_ONCE})) AS decoded_seconds,
                 coalesce(sum(covered_seconds), 0) AS covered_seconds,
                 coalesce(sum(segments), 0)::BIGINT AS segments,
                 any_value(parts_done) AS parts_done, any_value(parts_total) AS parts_total,
                 any_value(complete) AS complete
-            FROM steps.ledger JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard) GROUP BY media_id)
+            FROM steps.ledger JOIN (FROM steps.shown WHERE newest) USING (part_id, _shard) GROUP BY 1)
         SELECT media_id, coalesce(read.uri, media.uri) AS uri, coalesce(status, 'pending') AS status, error,
             coalesce(seconds, 0) AS seconds, coalesce(seconds, 0) / 3600 AS hours, language,
             coalesce(parts_done, 0) AS parts_done, coalesce(parts_failed, 0) AS parts_failed, parts_total,
-            coalesce(complete, false) AS complete, expected_seconds, decoded_seconds, covered_seconds,
+            coalesce(complete, false) AS complete, coalesce(quarantined, false) AS quarantined,
+            expected_seconds, decoded_seconds, covered_seconds,
             coalesce(segments, 0) AS segments, media.version, media.bytes, read.generation
         FROM media FULL JOIN read USING (media_id)""",
-    "failures": """
-        SELECT uri, "index", "start", "end", status, error, attempts, generation, worker, committed_at,
-            media_id, part_id
-        FROM steps.ledger SEMI JOIN steps.shown USING (part_id, _shard) WHERE NOT _has_text
+    "failures": f"""
+        SELECT uri, "index", "start", "end", status, error, attempts, {_GIVEN_UP} AS quarantined, generation, worker,
+            committed_at, media_id, part_id
+        FROM ({_parts("true")}) WHERE status NOT IN ({_TEXT})
         ORDER BY committed_at DESC, uri, "index" """,
     "review_queue": f"""
         SELECT uri, "start", "end", text, len(reasons) AS doubts, reasons, avg_logprob, * EXCLUDE (
@@ -150,7 +194,7 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
         connection.execute(f"SET temp_directory = '{spill}'")
         for name, value in SETTINGS.items():
             connection.execute(f"SET {name} = {value}")
-        connection.execute(STEPS)
+        connection.execute(f"{STEPS} CREATE TABLE steps.limits AS SELECT {_retries(store)} AS retries")
         for name, sql in VIEWS.items():
             connection.execute(f"CREATE VIEW {name} AS {sql}")
     except duckdb.Error as error:
@@ -179,6 +223,12 @@ def query(store: Store, sql: str) -> pa.Table:
     """The rows of one SELECT over the views of the newest snapshot. Raises: as `select`."""
     with closing(connect(store)) as connection:
         return select(connection, sql)
+
+
+def _retries(store: Store) -> int:
+    """How often the latest run tries a part again before it is given up."""
+    latest = store.latest_run() or {}
+    return int(latest.get("config", {}).get("read", {}).get("retries", ReadOptions().retries))
 
 
 def _explained(error: duckdb.Error) -> EarwitnessError:

@@ -23,6 +23,7 @@ from pipeline.records import SCHEMA_VERSION
 
 MIN_PART_SECONDS, MAX_PART_SECONDS = 5.0, 900.0
 MAX_TIMEOUT_SECONDS = 1e6
+MIX, SPLIT = "mix", "split"  # what becomes of channels
 AUTO = "auto"  # the best the machine offers: `pipeline.precision`
 PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
 
@@ -36,6 +37,8 @@ class ReadOptions:
     timeout_seconds: float = 3600.0  # of waiting for ffmpeg on one file; a slow model does not count
     retries: int = 2  # further runs that try a part again after it failed
     voice_activity: bool = True  # find out where somebody speaks, and skip the rest
+    channels: str = MIX  # all into one; split: each has parts of its own, as the two sides of a call
+    stream: int | None = None  # of the audio streams, counted from 0; None: the first
 
     def __post_init__(self) -> None:
         length = self.part_seconds
@@ -44,7 +47,9 @@ class ReadOptions:
                 f"part_seconds is {length:g}: give {MIN_PART_SECONDS:g} to {MAX_PART_SECONDS:g} seconds, or inf to "
                 f"keep every file whole."
             )
-        _at_least(self, 0, "retries")
+        if self.channels not in (MIX, SPLIT):
+            raise UsageError(f"channels is {self.channels!r}: give {MIX} or {SPLIT}.")
+        _at_least(self, 0, "retries", "stream")
         _above_zero(self, "max_hours", "timeout_seconds")
         if not self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise UsageError(f"timeout_seconds is {self.timeout_seconds:g}: give at most {MAX_TIMEOUT_SECONDS:g}.")
@@ -95,7 +100,8 @@ class Config:
         decided_by = {
             "model": model_sha256,
             "decode": asdict(self.decode),
-            "read": [str(self.read.part_seconds), str(self.read.max_hours), self.read.voice_activity],
+            "read": [str(self.read.part_seconds), str(self.read.max_hours), self.read.voice_activity]
+            + [self.read.channels, self.read.stream],
             "precision": self.run.precision,
             "schema": SCHEMA_VERSION,
         }

@@ -1,28 +1,27 @@
 """What can be told about a media file that was read: what ffmpeg said of it, and what its own header promised.
 
-ffmpeg ends well on nearly every damaged file, so its word alone is not taken: a header's duration, a WAV's size and the
-last page of an Ogg are compared with what came. It refuses to know how ffmpeg is run, and who asks.
+ffmpeg ends well on nearly every damaged file, so its word alone is not taken: a header's duration, and where a
+container says that it ends, are compared with what came. It refuses to know how ffmpeg is run, and who asks.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+from pipeline.endings import ends_in_the_middle, promise
 
 # A header's promise counts as broken when this much is missing. Encoders pad, so it is never exact.
 SHORT_SECONDS = 0.5
 SHORT_FRACTION = 0.01
 
 LINE_BYTES = 4096
-MAX_CHUNKS = 1000  # of a WAV, before its samples
-STREAMED_BYTES = 0x7FFF0000  # from here on, a WAV's size is what a writer to a pipe puts for "unknown"
 MAX_MESSAGES = 50
 MESSAGE_CHARACTERS = 200
-OGG_PAGE_BYTES = 1 << 16  # the largest
+WITHOUT_TIMES = ("mp3", "aac", "amr", "gsm", "g722")  # containers that are packets one behind the other, no more
 
 # `[aist#0:0/flac @ 0x55] [dec:flac @ 0x56] [error] message`: any number of sources, the level, the message.
 _LINE = re.compile(r"(?:\[[^\]]* @ 0x[0-9a-f]+\] )*\[(\w+)\] (.*)")
@@ -33,7 +32,8 @@ _OTHER_STREAM = re.compile(r"  Stream #0:\d+.*?: (?:Audio|Video): (?!.*\(attache
 _CORRUPTION = re.compile(r"corrupt|truncated|size mismatch|do not match")
 _PATH = re.compile(r"'?file:\S+")
 _GUESSED_DURATION = "Estimating duration from bitrate"
-_LAYOUTS = {"mono": 1, "stereo": 2, "downmix": 2, "quad": 4}
+_LAYOUTS = {"mono": 1, "stereo": 2, "downmix": 2, "binaural": 2, "quad": 4, "hexagonal": 6, "octagonal": 8, "cube": 8}
+_LAYOUTS |= {"hexadecagonal": 16, "ambisonic 1": 4, "ambisonic 2": 9, "ambisonic 3": 16}
 
 # What ffmpeg says when it does not begin, in the order of who is right when it says several things.
 _REFUSALS = (
@@ -43,6 +43,10 @@ _REFUSALS = (
     ("moov atom not found", "no_audio", "Its index (moov atom) is missing: it was cut, or never finished."),
     ("matches no streams", "no_audio", "It has no audio stream."),
     ("Invalid data found", "no_audio", "ffmpeg does not recognise it as audio or video."),
+    ("received no packets", "no_audio", "Nothing of its audio can be decoded."),
+    ("End of file", "no_audio", "It ends within its header."),
+    ("Input/output error", "no_audio", "Its header is damaged."),  # so ffmpeg calls it; the disk was read before
+    ("Operation not permitted", "no_audio", "Its header is damaged."),
 )
 
 
@@ -53,10 +57,10 @@ def verdict(log: Log, path: Path, decoded: float, returncode: int) -> tuple[str,
     """
     if decoded == 0:
         return log.why_nothing(returncode)
-    promised_seconds, promised_end = wav_promise(path)
+    promised_seconds, promised_end = promise(path)
     if log.expected_seconds is None:  # ffmpeg looked at what is there, not at what was promised
         log.expected_seconds = promised_seconds
-    ends_early = promised_end > path.stat().st_size or lacks_last_ogg_page(path)
+    ends_early = promised_end > path.stat().st_size or ends_in_the_middle(path)
     return _judge_audio(log, decoded, ends_early, returncode)
 
 
@@ -70,14 +74,24 @@ def _judge_audio(log: Log, decoded: float, ends_early: bool, returncode: int) ->
     if ends_early:
         return "truncated", "The file ends before its container says that it does."
     if log.errors or returncode:
-        return "damaged", f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}."
+        unsure = f" {log.container} holds no times: those behind the damage may be off." * (
+            log.container in WITHOUT_TIMES
+        )
+        return (
+            "damaged",
+            f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}.{unsure}",
+        )
     return "ok", None
 
 
 @dataclass
 class Log:
-    """What ffmpeg wrote to its standard error: the header it found, and its complaints, in bounded memory."""
+    """What ffmpeg wrote to its standard error: the header it found, and its complaints, in bounded memory.
 
+    stream: the audio stream that is read, counted from 0; codec, channels and sample_rate are its own.
+    """
+
+    stream: int = 0
     container: str | None = None
     codec: str | None = None
     channels: int | None = None
@@ -86,8 +100,12 @@ class Log:
     errors: int = 0
     messages: list[str] = field(default_factory=lambda: ["none"])
     header_read: threading.Event = field(default_factory=threading.Event)
+    output_channels: int | None = None  # of the samples that ffmpeg writes
+    output_read: threading.Event = field(default_factory=threading.Event)
     _streams: int = 0
+    _audio_streams: int = 0
     _guessed: bool = False
+    _in_output: bool = False
 
     @property
     def only_audio(self) -> bool:
@@ -99,6 +117,7 @@ class Log:
         for line in iter(lambda: pipe.readline(LINE_BYTES), b""):
             self.feed(line.decode("utf-8", "replace").rstrip("\n"))
         self.header_read.set()
+        self.output_read.set()
 
     def feed(self, line: str) -> None:
         """Take in one line."""
@@ -110,7 +129,9 @@ class Log:
             self._complaint(message)
         elif level == "warning" and _GUESSED_DURATION in message:
             self._guessed = True
-        elif level == "info" and not self.header_read.is_set():
+        elif level == "info" and self._in_output:
+            self._output(message)
+        elif level == "info":
             self._header(message)
 
     def _tells_of_damage(self, message: str) -> bool:
@@ -125,16 +146,28 @@ class Log:
     def _header(self, message: str) -> None:
         if message.startswith(("Stream mapping:", "Output #0")):
             self.header_read.set()
+            self._in_output = message.startswith("Output")
+        elif self.header_read.is_set():
+            return
         elif found := _INPUT.match(message):
             self.container = found[1]
         elif (found := _DURATION.match(message)) and not self._guessed:
             self.expected_seconds = 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
         self._streams += bool(_OTHER_STREAM.match(message))
-        if self.codec is None and (found := _AUDIO.match(message)):
-            self.codec, self.sample_rate, self.channels = found[1], int(found[2]), _channels(found[3])
+        if found := _AUDIO.match(message):
+            if self._audio_streams == self.stream:
+                self.codec, self.sample_rate, self.channels = found[1], int(found[2]), _channels(found[3])
+            self._audio_streams += 1
+
+    def _output(self, message: str) -> None:
+        if not self.output_read.is_set() and (found := _AUDIO.match(message)):
+            self.output_channels = _channels(found[3])
+            self.output_read.set()
 
     def why_nothing(self, returncode: int) -> tuple[str, str]:
         """The verdict on a file without a single sample."""
+        if self._audio_streams and self.stream >= self._audio_streams:
+            return "no_audio", f"Its audio streams are 0 to {self._audio_streams - 1}: it has no stream {self.stream}."
         for said, status, sentence in _REFUSALS:
             if any(said in message for message in self.messages):
                 return status, sentence
@@ -153,38 +186,3 @@ def _channels(layout: str) -> int | None:
     if found := re.match(r"(\d+) channels|([\d.]+)$", name):
         return int(found[1]) if found[1] else sum(int(digit) for digit in name.split("."))
     return None
-
-
-def wav_promise(path: Path) -> tuple[float | None, int]:
-    """Seconds, and the byte at which its samples end, as a RIFF WAV's header has it.
-
-    (None, 0) for other files, and for a WAV that was streamed, and so never knew its size.
-    """
-    nothing = (None, 0)
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
-            return nothing
-        bytes_per_second = 0
-        for _ in range(MAX_CHUNKS):
-            if len(head := file.read(8)) < 8:
-                return nothing
-            name, size = head[:4], struct.unpack("<I", head[4:])[0]
-            if name == b"data":
-                known = bytes_per_second and 0 < size < STREAMED_BYTES
-                return (size / bytes_per_second, file.tell() + size) if known else nothing
-            start = file.tell()
-            if name == b"fmt " and len(fields := file.read(12)) == 12:
-                bytes_per_second = struct.unpack("<I", fields[8:])[0]
-            file.seek(start + size + size % 2)
-    return nothing
-
-
-def lacks_last_ogg_page(path: Path) -> bool:
-    """Whether this is Ogg, and its last page does not say that it is the last (RFC 3533, section 6)."""
-    with path.open("rb") as file:
-        if file.read(4) != b"OggS":
-            return False
-        file.seek(max(0, path.stat().st_size - OGG_PAGE_BYTES))
-        tail = file.read()
-    flags = tail[tail.rfind(b"OggS") + 5 :][:1]
-    return not (flags and flags[0] & 4)

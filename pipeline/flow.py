@@ -9,12 +9,13 @@ from ray.data import ActorPoolStrategy, Dataset
 from pipeline.job import Job
 from pipeline.parts import ReadParts
 from pipeline.placement import DECODE_CPUS, SINK_CPUS
+from pipeline.register import Register
 from pipeline.sink import PrepareShard
 from pipeline.tally import Tally
 from pipeline.transcriber import Transcriber
 
 
-def flow(manifest: list[pa.Table], job: Job, tally: Tally) -> Dataset:
+def flow(manifest: list[pa.Table], job: Job, tally: Tally, register: Register) -> Dataset:
     """Rows of `records.SHARD`, one for each prepared shard, as they come."""
     place = job.place
     readers = ActorPoolStrategy(size=place.decode_actors)
@@ -27,7 +28,8 @@ def flow(manifest: list[pa.Table], job: Job, tally: Tally) -> Dataset:
     # fmt: off
     return (
         ray.data.from_arrow(manifest)
-        .map_batches(ReadParts, fn_constructor_args=[job.model.n_mels, job.generation, job.config.read, tally.read],
+        .map_batches(ReadParts, fn_constructor_args=[job.model.n_mels, job.generation, job.config.read, tally.read,
+                                                     register],
                      compute=readers, num_cpus=DECODE_CPUS, batch_size=None, batch_format="pyarrow")
         .map_batches(Transcriber, fn_constructor_args=[job, tally],
                      compute=models, num_cpus=place.model_cpus, num_gpus=place.model_gpus,

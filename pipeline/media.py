@@ -10,15 +10,12 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import ffmpeg
@@ -27,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.dimensions import SAMPLE_RATE
-from model.errors import UsageError
-from pipeline.config import ReadOptions
+from model.errors import MediaError, UsageError
+from pipeline import sandbox
+from pipeline.config import SPLIT, ReadOptions
 from pipeline.evidence import Log, verdict
 
 PcmChunk = NDArray[np.int16]
@@ -37,23 +35,19 @@ PcmChunk = NDArray[np.int16]
 CONTAINERS = (
     "wav,w64,mp3,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,flac,aac,mpegts,mpeg,asf,avi,aiff,caf,au,amr,gsm,g722,wv"
 )
+# Codecs without a header: nothing but the suffix tells ffmpeg what they are.
+BARE_SUFFIXES = (".g722", ".gsm")
 MAX_STREAMS = 64
-MEMORY_BYTES = 1 << 30  # address space of ffmpeg; 400 MB is the least that it starts in
 # The thinnest real audio, digital silence as 8 kHz FLAC, spends 26 bytes on a second; a WAV "of 1 Hz" turns 20 kB
 # into 640 MB of samples. Whatever is thinner than this, beyond a first minute, is not audio.
 MIN_BYTES_PER_SECOND = 8
 UNCHECKED_SECONDS = 60.0
 
+MAX_SPLIT_CHANNELS = 16  # each has a part in memory, at 29 MB for 15 minutes
+
 BYTES_PER_SAMPLE = 2
 PIPE_BYTES = 1 << 16
-GRACE_SECONDS = 5.0  # to end after the last sample, and to be gone once killed
-
-# A shell sets the limits, then becomes ffmpeg: a `preexec_fn` would run Python between fork and exec, which can
-# deadlock in a process with threads (a Ray worker), and forbids vfork. A limit that cannot be set is already stricter.
-_WITH_LIMITS = """
-ulimit -v {kibibytes}; ulimit -t {seconds}; ulimit -f 0; ulimit -c 0
-exec "$@"
-"""
+GRACE_SECONDS = 5.0  # to end after the last sample
 
 
 @dataclass(frozen=True)
@@ -69,13 +63,6 @@ class MediaReport:
     expected_seconds: float | None = None  # what the header promised; None when it promises nothing
     decoded_seconds: float = 0.0
     decode_errors: int = 0  # lines in which ffmpeg complained
-
-
-@contextmanager
-def private_file() -> Iterator[Path]:
-    """A path for one file under a constant name, alone in a fresh folder; both are gone when the block ends."""
-    with tempfile.TemporaryDirectory(prefix="earwitness-media-") as folder:
-        yield Path(folder, "media")
 
 
 def find_ffmpeg() -> str:
@@ -95,17 +82,24 @@ def find_ffmpeg() -> str:
         raise UsageError("There is no ffmpeg: install it, or set EARWITNESS_FFMPEG to its path.") from error
 
 
-def command(path: Path, seconds: float) -> list[str]:
-    """The ffmpeg command that turns the first audio stream of `path` into 16 kHz mono s16le on its standard output.
+def name_for(uri: str) -> str:
+    """What the copy of an object is called: always the same, but for the suffix that some formats are known by."""
+    suffix = PurePosixPath(uri).suffix.lower()
+    return f"media{suffix}" if suffix in BARE_SUFFIXES else "media"
 
+
+def command(path: Path, seconds: float, stream: int = 0, every_channel: bool = False) -> list[str]:
+    """The ffmpeg command that turns an audio stream of `path` into 16 kHz s16le on its standard output.
+
+    stream: counted from 0. every_channel: one sample of each in turn; else they are mixed as openai/whisper does.
     `aresample=async` keeps the clock over damage, where packets are missing, and changes nothing elsewhere.
     """
     bounds = dict(protocol_whitelist="file", format_whitelist=CONTAINERS, max_streams=MAX_STREAMS)
     # Without the prefix, a name like `concat:a|b` would be a protocol.
     source = ffmpeg.input(f"file:{path}", threads=1, **bounds)
-    only = dict(map="0:a:0", vn=None, sn=None, dn=None, t=seconds)
-    pcm = dict(af="aresample=async=1:first_pts=0", ac=1, ar=SAMPLE_RATE, format="s16le")
-    samples = source.output("pipe:1", **only, **pcm)
+    only = dict(map=f"0:a:{stream}", vn=None, sn=None, dn=None, t=seconds)
+    pcm = dict(af="aresample=async=1:first_pts=0", ar=SAMPLE_RATE, format="s16le")
+    samples = source.output("pipe:1", **only, **pcm, **({} if every_channel else {"ac": 1}))
     quiet = samples.global_args("-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info")
     return [str(argument) for argument in quiet.compile(cmd=find_ffmpeg())]
 
@@ -113,21 +107,22 @@ def command(path: Path, seconds: float) -> list[str]:
 class Decoding:
     """One run of ffmpeg over one local file: iterate once over its samples, then read `report`.
 
-    Chunks are (n,) int16 at 16 kHz, at most PIPE_BYTES each. Nothing that the file can do raises; it ends the chunks,
-    and shows in the report. ffmpeg is gone when the iteration ends, however it ends.
+    Chunks are int16 at 16 kHz, at most PIPE_BYTES each: (n,) of the mix, or (n, channels) where every channel is
+    wanted, by the options or by the caller. Nothing that the file can do raises; it ends the chunks, and shows in the
+    report. ffmpeg is gone when the iteration ends, however it ends.
     """
 
-    def __init__(self, path: Path, options: ReadOptions | None = None) -> None:
-        options = options or ReadOptions()
+    def __init__(self, path: Path, options: ReadOptions | None = None, every_channel: bool = False) -> None:
+        self.path = path.absolute()
+        self.options = options or ReadOptions()
         self.waited_seconds = 0.0  # for ffmpeg; the timeout counts these, and not those of a slow consumer
-        self._path = path.absolute()
-        self._timeout = options.timeout_seconds
-        self._allowed = 3600 * options.max_hours
+        self._every_channel = every_channel or self.options.channels == SPLIT
+        self._allowed = 3600 * self.options.max_hours
         self._size = path.stat().st_size
         self._believed = UNCHECKED_SECONDS + self._size / MIN_BYTES_PER_SECOND
         self._most_samples = int(min(self._allowed, self._believed) * SAMPLE_RATE)
-        self._log = Log()
-        self._samples = 0
+        self._log = Log(self.options.stream or 0)
+        self._samples = 0  # of each channel
         self._verdict: tuple[str, str | None] = ("ok", None)
 
     @property
@@ -146,7 +141,8 @@ class Decoding:
             self._verdict = ("no_audio", "The file is empty.")
             return
         most_seconds = self._most_samples / SAMPLE_RATE + 1  # a second more shows that the file goes on
-        process = _start(command(self._path, most_seconds), self._timeout, self._path.parent)
+        arguments = command(self.path, most_seconds, self.options.stream or 0, self._every_channel)
+        process = sandbox.start(arguments, self.path, self.options.timeout_seconds)
         reader = threading.Thread(target=self._log.drain, args=(process.stderr,), daemon=True)
         reader.start()
         stopped: tuple[str, str] | None = None
@@ -156,7 +152,9 @@ class Decoding:
             if stopped is None:
                 process.wait(GRACE_SECONDS)
         except (TimeoutError, subprocess.TimeoutExpired):
-            stopped = ("timeout", f"ffmpeg was stopped: it needs more than {self._timeout:g} seconds.")
+            stopped = ("timeout", f"ffmpeg was stopped: it needs more than {self.options.timeout_seconds:g} seconds.")
+        except MediaError as error:
+            stopped = (error.status, str(error))
         finally:
             _end(process, reader)
         self._verdict = stopped or self._judge(process.returncode)
@@ -164,22 +162,36 @@ class Decoding:
     def _chunks(self, process: subprocess.Popen[bytes]) -> Iterator[PcmChunk]:
         """Samples until the end of the pipe or the bound; an odd byte waits for its other half."""
         assert process.stdout is not None
-        half = b""
+        rest = b""
         while self._samples <= self._most_samples and (piece := self._read(process.stdout)):
-            data = half + piece
-            whole = len(data) - len(data) % BYTES_PER_SAMPLE
-            half = data[whole:]
-            chunk = np.frombuffer(data[:whole], "<i2")[: self._most_samples - self._samples]
-            self._samples += whole // BYTES_PER_SAMPLE
-            if len(chunk):
-                yield chunk
+            channels = self._channels()
+            data = rest + piece
+            whole = len(data) - len(data) % (channels * BYTES_PER_SAMPLE)
+            rest = data[whole:]
+            samples = np.frombuffer(data[:whole], "<i2")
+            chunk = samples.reshape(-1, channels) if self._every_channel else samples
+            left = self._most_samples - self._samples
+            self._samples += len(chunk)
+            if len(chunk[:left]):
+                yield chunk[:left]
+
+    def _channels(self) -> int:
+        """Channels in the pipe. Raises: `MediaError` when they are too many to be split, or of an unknown number."""
+        if not self._every_channel:
+            return 1
+        self._log.output_read.wait(GRACE_SECONDS)  # ffmpeg wrote it before the first sample, like the header
+        channels = self._log.output_channels
+        if channels is None or channels > MAX_SPLIT_CHANNELS:
+            has = "an unknown number of channels" if channels is None else f"{channels} channels"
+            raise MediaError("rejected", f"It has {has}, of which up to {MAX_SPLIT_CHANNELS} can be split: mix them.")
+        return channels
 
     def _read(self, pipe: IO[bytes]) -> bytes:
         """The next bytes, empty at the end. Raises: `TimeoutError` when the time for the whole file is spent."""
         poll = select.poll()  # not select(): a worker may hold more than 1,024 files
         poll.register(pipe, select.POLLIN)
         started = time.monotonic()
-        ready = poll.poll(1000 * max(0.0, self._timeout - self.waited_seconds))
+        ready = poll.poll(1000 * max(0.0, self.options.timeout_seconds - self.waited_seconds))
         self.waited_seconds += time.monotonic() - started
         if not ready:
             raise TimeoutError
@@ -195,35 +207,13 @@ class Decoding:
         return "rejected", f"{self._size} bytes claim to hold more than {self._believed:.0f} seconds of audio."
 
     def _judge(self, returncode: int) -> tuple[str, str | None]:
-        if returncode < 0:
-            name = signal.Signals(-returncode).name
+        if name := sandbox.ended_by(returncode):
             return "failed", f"ffmpeg was ended by {name}: it crashed, or met its limit on memory or time."
-        return verdict(self._log, self._path, self._samples / SAMPLE_RATE, returncode)
-
-
-def _start(arguments: list[str], timeout: float, folder: Path) -> subprocess.Popen[bytes]:
-    """ffmpeg in its own process group, in `folder`, without our environment: a decoder needs no credentials.
-
-    When this process is killed, ffmpeg finds its pipe broken at the next write, and ends.
-    """
-    script = _WITH_LIMITS.format(kibibytes=MEMORY_BYTES // 1024, seconds=int(timeout) + 1)
-    kept = ("PATH", "LD_LIBRARY_PATH")
-    return subprocess.Popen(
-        ["/bin/sh", "-c", script, "sh", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=-1,
-        cwd=folder,
-        env={name: os.environ[name] for name in kept if name in os.environ} | {"LC_ALL": "C"},
-        start_new_session=True,
-    )
+        return verdict(self._log, self.path, self._samples / SAMPLE_RATE, returncode)
 
 
 def _end(process: subprocess.Popen[bytes], reader: threading.Thread) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(GRACE_SECONDS)
+    sandbox.end(process)
     reader.join(GRACE_SECONDS)
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:

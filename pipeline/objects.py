@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CREATE_ATTEMPTS = 5  # S3 answers 409 while another conditional write is under w
 BACKOFF_SECONDS = 0.1  # doubled after each attempt, with jitter
 DEFAULT_REGION = "us-east-1"
 HIDDEN = "."  # names that start with it are never listed: unfinished files, probes, what a desktop leaves behind
+SCRATCH = f"{HIDDEN}earwitness-"  # our own of them, which `sweep` deletes
 
 
 class ObjectExists(Exception):
@@ -78,6 +80,29 @@ class ObjectStore:
             else:
                 self._create_remote(f"{self._root}/{path}", data)
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Store `data` under `path` whatever was there: for heartbeats, which are no results."""
+        with self._explained(f"write {path}"):
+            if self.is_local:
+                self._replace_local(Path(self._root, path), data)
+            else:
+                self._fs.pipe_file(f"{self._root}/{path}", data)
+
+    def modified_at(self, path: str) -> float:
+        """When the object was written, in seconds of the storage's own clock. Raises: `FileNotFoundError`."""
+        with self._explained(f"look for {path}"):
+            written: datetime = self._fs.modified(f"{self._root}/{path}")
+            return written.timestamp()
+
+    def clock(self) -> float:
+        """What time it is for the storage: machines may disagree, objects of one storage do not. Seconds since 1970."""
+        path = _scratch()
+        self.replace(path, b"now")
+        try:
+            return self.modified_at(path)
+        finally:
+            self.delete(path)
+
     def read(self, path: str) -> bytes:
         """The bytes under `path`. Raises: `FileNotFoundError`."""
         with self._explained(f"read {path}"):
@@ -90,16 +115,19 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Every object below the folder `prefix`: path → bytes."""
-        with self._explained(f"list {prefix or 'it'}"):
-            try:
-                found = self._fs.find(f"{self._root}/{prefix}".rstrip("/"), detail=True)
-            except FileNotFoundError:
-                return {}
-        return {
-            name[len(self._root) + 1 :]: int(info["size"])
-            for name, info in found.items()
-            if not _is_folder(info) and not name.rpartition("/")[2].startswith(HIDDEN)
-        }
+        found = self._find(prefix).items()
+        return {path: int(info["size"]) for path, info in found if not _name(path).startswith(HIDDEN)}
+
+    def written(self, prefix: str = "") -> dict[str, float]:
+        """Every object below the folder `prefix`: path → when it was written, as `modified_at` has it."""
+        found = self._find(prefix).items()
+        return {path: _seconds(info) for path, info in found if not _name(path).startswith(HIDDEN)}
+
+    def sweep(self, before: float) -> None:
+        """Delete what killed writers left unfinished before a time of the storage's clock."""
+        for path, info in self._find("").items():
+            if _name(path).startswith(SCRATCH) and _seconds(info) < before:
+                self.delete(path)
 
     def is_empty(self) -> bool:
         """Whether nothing but hidden names stands directly under the destination."""
@@ -126,7 +154,7 @@ class ObjectStore:
         """
         if not self.is_local:
             self._require_bucket()
-        path = f"{HIDDEN}probe-{uuid.uuid4().hex}"
+        path = _scratch()
         self.create(path, b"first")
         try:
             self.create(path, b"second")
@@ -162,10 +190,19 @@ class ObjectStore:
             found = self._fs.cat([f"{self._root}/{path}" for path in paths])
         return {name[len(self._root) + 1 :]: data for name, data in found.items()}
 
+    def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """What the storage knows of each object below a folder, by path."""
+        with self._explained(f"list {prefix or 'it'}"):
+            try:
+                found = self._fs.find(f"{self._root}/{prefix}".rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return {}
+        return {name[len(self._root) + 1 :]: info for name, info in found.items() if not _is_folder(info)}
+
     def _create_local(self, target: Path, data: bytes) -> None:
         """Temporary file + fsync + link + fsync of the folder: `link` fails where the name is taken."""
         _make_folder(target.parent)
-        unfinished = target.parent / f"{HIDDEN}{uuid.uuid4().hex}"
+        unfinished = target.parent / _scratch()
         try:
             with open(unfinished, "xb") as file:
                 file.write(data)
@@ -176,6 +213,15 @@ class ObjectStore:
         except FileExistsError:
             if target.read_bytes() != data:
                 raise ObjectExists(str(target)) from None
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _replace_local(self, target: Path, data: bytes) -> None:
+        _make_folder(target.parent)
+        unfinished = target.parent / _scratch()
+        try:
+            unfinished.write_bytes(data)
+            unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -242,6 +288,19 @@ class ObjectStore:
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0].rstrip(".")
+
+
+def _scratch() -> str:
+    return f"{SCRATCH}{uuid.uuid4().hex}"
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _seconds(info: dict[str, Any]) -> float:
+    written: datetime | float = info["LastModified"] if "LastModified" in info else info["mtime"]
+    return written.timestamp() if isinstance(written, datetime) else written
 
 
 def _is_folder(info: dict[str, Any]) -> bool:

@@ -27,9 +27,12 @@ from model.dimensions import HOP_LENGTH, SAMPLE_RATE
 from model.errors import MediaError
 from model.features import log_mel, pcm_to_float
 from pipeline import records
+from pipeline.channels import LoudestChannel, Tracks, as_they_are
 from pipeline.config import ReadOptions
 from pipeline.inventory import fetch
-from pipeline.media import Decoding, MediaReport, PcmChunk, private_file
+from pipeline.media import Decoding, MediaReport, PcmChunk, name_for
+from pipeline.register import MAX_DEATHS, Answers, Claims
+from pipeline.sandbox import private_file, sweep
 from pipeline.voice import Speech, Voice, longest_pause, speech_of
 
 # Where a part may end: in the last fifth of its limit, at most this long. The rest of the part is not looked at.
@@ -46,7 +49,7 @@ LARGEST_SHARE_OF_DISK = 0.9  # that one object may take while it is read
 class PcmPart:
     """One part of a PCM stream: (n,) int16 at 16 kHz, and the place of its first sample in the file.
 
-    speech: where somebody speaks in it; None where nobody has looked.
+    speech: where somebody speaks in it; None where nobody has looked. channel: as `Tracks` has it, like antiphase.
     """
 
     index: int
@@ -54,6 +57,8 @@ class PcmPart:
     pcm: PcmChunk
     is_last: bool
     speech: Speech | None = None
+    channel: int | None = None
+    antiphase: bool = False
 
     @property
     def start(self) -> float:
@@ -66,14 +71,30 @@ class PcmPart:
 
 
 NO_PART = PcmPart(0, 0, np.empty(0, np.int16), is_last=True)  # stands for a file without samples
-_ReadPart = tuple[PcmPart, MediaReport, str | None]  # with the sha256 of its file
 
 
-def cut_parts(chunks: Iterable[PcmChunk], part_seconds: float, voice: Voice | None = None) -> Iterator[PcmPart]:
+@dataclass(frozen=True)
+class Content:
+    """Which bytes a file holds, and the media_id of another one that holds the same and stands for it."""
+
+    sha256: str | None = None
+    same_as: str | None = None
+
+
+_ReadPart = tuple[PcmPart, MediaReport, Content]
+
+
+def cut_parts(
+    chunks: Iterable[PcmChunk],
+    part_seconds: float,
+    voice: Voice | None = None,
+    listen: Callable[[int, PcmChunk], Tracks] = as_they_are,
+) -> Iterator[PcmPart]:
     """Parts of at most `part_seconds`, each ending in a pause near the limit; joined, they are the stream.
 
-    Cuts lie on whole log-mel frames, and do not depend on how the stream comes in chunks. Holds one part and one chunk;
-    infinity makes one part of everything. A part is only known to be the last when the stream ends.
+    Chunks of every channel, (n, channels), make a part of each at every cut, with consecutive indices. Cuts lie on
+    whole log-mel frames, and do not depend on how the stream comes in chunks. Holds one part and one chunk; infinity
+    makes one part of everything. A part is only known to be the last when the stream ends.
     """
     limit = _limit_samples(part_seconds)
     held: list[PcmChunk] = []
@@ -83,19 +104,46 @@ def cut_parts(chunks: Iterable[PcmChunk], part_seconds: float, voice: Voice | No
         size += len(chunk)
         while size > limit:
             joined = np.concatenate(held) if len(held) > 1 else held[0]
-            likely = voice.probabilities(joined[: int(limit)]) if voice else None
-            cut = best_cut(joined[: int(limit)], likely)
-            yield PcmPart(index, first, joined[:cut], False, None if likely is None else speech_of(likely, cut))
-            held, size, index, first = [joined[cut:]], size - cut, index + 1, first + cut
+            heard = _Heard(listen(first, joined[: int(limit)]), voice)
+            cut = heard.best_cut()
+            yield from heard.parts(index, first, cut, is_last=False)
+            held, size, index, first = [joined[cut:]], size - cut, index + len(heard.tracks.numbers), first + cut
     if size:
-        joined = np.concatenate(held)
-        yield PcmPart(index, first, joined, True, speech_of(voice.probabilities(joined), size) if voice else None)
+        heard = _Heard(listen(first, np.concatenate(held)), voice)
+        yield from heard.parts(index, first, size, is_last=True)
+
+
+class _Heard:
+    """The tracks of a full part, and the probabilities of speech in each of them where there is a detector."""
+
+    def __init__(self, tracks: Tracks, voice: Voice | None) -> None:
+        self.tracks = tracks
+        self._likely = [voice.probabilities(pcm) for pcm in tracks.separate()] if voice else None
+
+    def best_cut(self) -> int:
+        """Where nobody speaks, on any track."""
+        return best_cut(self.tracks.pcm, None if self._likely is None else np.maximum.reduce(self._likely))
+
+    def parts(self, index: int, first: int, cut: int, is_last: bool) -> Iterator[PcmPart]:
+        """One of each track, up to the cut; only the very last of a file is the last."""
+        numbers = self.tracks.numbers
+        for place, (number, pcm) in enumerate(zip(numbers, self.tracks.separate(), strict=True)):
+            yield PcmPart(
+                index + place,
+                first,
+                pcm[:cut],
+                is_last and place == len(numbers) - 1,
+                speech_of(self._likely[place], cut) if self._likely is not None else None,
+                number,
+                self.tracks.antiphase,
+            )
 
 
 def best_cut(pcm: PcmChunk, likely: NDArray[np.float32] | None = None) -> int:
     """The sample to cut a full part before: the quietest point of the longest pause near its end.
 
-    likely: the probabilities of speech in it. Without them, or without a pause, the quietest point near its end.
+    pcm: (n,), or (n, channels), of which all must be quiet. likely: the probabilities of speech in it; without them, or
+    without a pause, the quietest point near its end.
     """
     zone = min(SEARCH_SECONDS * SAMPLE_RATE, len(pcm) * SEARCH_FRACTION)
     start, end = len(pcm) - int(zone), len(pcm)
@@ -110,15 +158,15 @@ def quietest(pcm: PcmChunk, start: int, end: int) -> int:
     if frames < PAUSE_FRAMES:
         return end
     start = end - frames * FRAME_SAMPLES
-    samples = pcm[start:end].astype(np.int64).reshape(frames, FRAME_SAMPLES)
+    samples = pcm[start:end].astype(np.int64).reshape(frames, -1)  # of all channels
     energy = np.concatenate(([0], np.cumsum((samples * samples).sum(axis=1))))  # whole numbers: exact anywhere
     stretches = energy[PAUSE_FRAMES:] - energy[:-PAUSE_FRAMES]
     return start + (int(np.argmin(stretches)) + PAUSE_FRAMES // 2) * FRAME_SAMPLES
 
 
-def part_id(media_id: str, index: int, start: float, end: float, generation: str) -> str:
+def part_id(media_id: str, index: int, start: float, end: float, generation: str, channel: int | None = None) -> str:
     """Name of a part by its content, 32 hex digits; the times are seconds, to the microsecond."""
-    named = f"{media_id} {index} {start:.6f} {end:.6f} {generation}"
+    named = f"{media_id} {index} {start:.6f} {end:.6f} {generation}" + ("" if channel is None else f" {channel}")
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
@@ -136,61 +184,105 @@ class ReadParts:
         generation: str,
         options: ReadOptions | None = None,
         on_file: Callable[[int, float, bool], None] = lambda size, seconds, failed: None,
+        register: Answers | None = None,
     ) -> None:
         self._n_mels = n_mels
         self._generation = generation
         self._options = options or ReadOptions()
         self._voice = Voice() if self._options.voice_activity else None
+        sweep()
         self._on_file = on_file  # told of each file that is read: its bytes, its seconds, whether it is without text
+        self._register = register or Claims()  # without one of the whole run, what this reader itself remembers
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """One table of one row for each part, so that a part moves on while the next is read."""
         for media in batch.to_pylist():
-            for row in self._rows(media):
-                if row["is_last"]:
-                    self._on_file(media["bytes"], row["end"], row["status"] not in records.WITH_TEXT)
-                yield pa.Table.from_pylist([row], schema=records.AUDIO)
+            furthest = self._register.opened(media["media_id"])
+            try:
+                rows = self._rows(media) if furthest is None else self._rows_of_the_given_up(media, furthest)
+                for number, row in enumerate(rows, start=1):
+                    if row["is_last"]:
+                        self._on_file(media["bytes"], row["end"], row["status"] not in records.WITH_TEXT)
+                    table = pa.Table.from_pylist([row], schema=records.AUDIO)
+                    self._register.handed_on(media["media_id"], number)
+                    yield table
+            finally:
+                self._register.closed(media["media_id"])
 
-    def _rows(self, media: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _rows(self, media: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
         done = frozenset(media["done_parts"] or ())
         spent = {"fetch_seconds": 0.0, "decode_seconds": 0.0}
         with closing(self._read(media, spent)) as parts:  # a bug below must not leave ffmpeg behind
-            for part, report, sha256 in parts:
-                if part.is_last and report.status in records.WORTH_ANOTHER_TRY:
-                    part = _after(part, done)
-                if part.index not in done:
-                    yield {**self._row(media, part), **_evidence(part, report, sha256), **spent}
+            for part, report, content in parts:
+                failed = part.is_last and report.status in records.WORTH_ANOTHER_TRY
+                index = _free_index(part.index, media) if failed else part.index
+                if index is not None and index not in done:
+                    part = replace(part, index=index)
+                    yield {**self._row(media, part), **_evidence(part, report, content), **spent}
                     spent.update(fetch_seconds=0.0, decode_seconds=0.0)
+
+    def _rows_of_the_given_up(self, media: dict[str, Any], furthest: int) -> Iterator[dict[str, Any]]:
+        """As many rows as somebody may have of an object that ends its readers, and a failure behind them."""
+        part = NO_PART
+        with closing(self._rows(media)) as rows:
+            for row in itertools.islice(rows, furthest):
+                yield row
+                if row["is_last"]:
+                    return
+                part = replace(NO_PART, index=row["index"] + 1, first_sample=round(row["end"] * SAMPLE_RATE))
+        index = _free_index(part.index, media)
+        if index is not None:
+            report = MediaReport("failed", f"It ended its reader {MAX_DEATHS} times, and is left alone in this run.")
+            yield {**self._row(media, replace(part, index=index)), **_evidence(part, report, Content())}
 
     def _read(self, media: dict[str, Any], spent: dict[str, float]) -> Generator[_ReadPart, None, None]:
         """Every part with what is known of its file by then; at least one. Adds the time that each took to `spent`."""
-        with private_file() as path:
+        with private_file(name_for(media["uri"])) as path:
             try:
-                sha256 = _timed_fetch(media, path, spent)
+                content = self._content(media, _timed_fetch(media, path, spent))
             except MediaError as error:
-                yield NO_PART, MediaReport(error.status, str(error)), None
+                yield NO_PART, MediaReport(error.status, str(error)), Content()
+                return
+            if content.same_as is not None:
+                yield NO_PART, MediaReport("ok", None), content
                 return
             decoding = Decoding(path, self._options)
             waited = 0.0
-            with closing(iter(decoding)) as chunks:
-                for part in _or_no_part(cut_parts(chunks, media["part_seconds"], self._voice)):
-                    spent["decode_seconds"] += decoding.waited_seconds - waited
-                    waited = decoding.waited_seconds
+            with closing(iter(decoding)) as chunks, closing(LoudestChannel(decoding)) as listen:
+                for part in _or_no_part(cut_parts(chunks, media["part_seconds"], self._voice, listen)):
+                    spent["decode_seconds"] += listen.waited_seconds - waited
+                    waited = listen.waited_seconds
                     report = decoding.report
-                    yield _without_lost_end(part, report), report, sha256
+                    if report.status not in records.WITH_TEXT:
+                        yield _lost_end(part), report, content
+                        return
+                    yield part, report, content
+
+    def _content(self, media: dict[str, Any], sha256: str) -> Content:
+        """What the bytes are, and who has them already.
+
+        A file that has parts of its own goes on with these, and one that is read by its name has nobody's but its own.
+        """
+        if name_for(media["uri"]) != name_for(""):
+            return Content(sha256)
+        owner = self._register.claim(sha256, media["media_id"])
+        begun = media["done_parts"] or media["parts_total"] is not None
+        return Content(sha256, None if begun or owner == media["media_id"] else owner)
 
     def _row(self, media: dict[str, Any], part: PcmPart) -> dict[str, Any]:
         """Identity and log-mel of one part."""
         started = time.monotonic()
         mel = log_mel(pcm_to_float(part.pcm), self._n_mels) if len(part.pcm) else None
         return dict(
-            part_id=part_id(media["media_id"], part.index, part.start, part.end, self._generation),
+            part_id=part_id(media["media_id"], part.index, part.start, part.end, self._generation, part.channel),
             media_id=media["media_id"],
             uri=media["uri"],
             index=part.index,
             start=part.start,
             end=part.end,
             is_last=part.is_last,
+            channel=part.channel,
+            antiphase=part.antiphase,
             part_seconds=media["part_seconds"],
             attempts=media["attempt"],
             generation=self._generation,
@@ -219,9 +311,9 @@ def _require_room(size: int, folder: Path) -> None:
         raise MediaError("rejected", f"Its {size:,} bytes do not fit on a disk of {disk:,}: set TMPDIR to another.")
 
 
-def _evidence(part: PcmPart, report: MediaReport, sha256: str | None) -> dict[str, Any]:
+def _evidence(part: PcmPart, report: MediaReport, content: Content) -> dict[str, Any]:
     """The columns on how the file was read; those that are only known at its end stand on its last part."""
-    columns = asdict(report) | {"sha256": sha256}
+    columns = asdict(report) | asdict(content)
     if not part.is_last:
         columns |= dict(status="ok", error=None, sha256=None, decoded_seconds=None, decode_errors=None)
     return columns
@@ -234,19 +326,23 @@ def _or_no_part(parts: Iterator[PcmPart]) -> Iterator[PcmPart]:
     yield from parts
 
 
-def _without_lost_end(part: PcmPart, report: MediaReport) -> PcmPart:
-    """The part, without its samples if it is the last of a file that could not be read to its end.
+def _lost_end(part: PcmPart) -> PcmPart:
+    """The last part of a file that could not be read to its end: without its samples, and for all of its channels.
 
-    Another run may read them whole.
+    Another run may read them whole. No part before it can be of such a file: that is known when the stream has ended.
     """
-    is_whole = not part.is_last or report.status in records.WITH_TEXT
-    return part if is_whole else replace(part, pcm=part.pcm[:0], speech=None)
+    return replace(part, pcm=part.pcm[:0], is_last=True, speech=None, channel=None, antiphase=False)
 
 
-def _after(failure: PcmPart, done: frozenset[int]) -> PcmPart:
-    """The failure of a file under the first index that is free: where this run got to, an earlier one may have been."""
-    free = next(index for index in itertools.count(failure.index) if index not in done)
-    return replace(failure, index=free)
+def _free_index(index: int, media: dict[str, Any]) -> int | None:
+    """Where the failure of a file stands: where this run got to, an earlier one may have been, so behind its parts.
+
+    None where the ledger knows how many parts there are, and all from `index` on are done: nothing was lost.
+    """
+    total = media["parts_total"]
+    indices = itertools.count(index) if total is None else range(index, total)
+    done = frozenset(media["done_parts"] or ())
+    return next((free for free in indices if free not in done), None)
 
 
 def _limit_samples(part_seconds: float) -> float:

@@ -1,23 +1,110 @@
 """What a run has to do: the archive as listed, minus what the ledger already has for this generation.
 
-Pure arithmetic over two tables. It lists nothing, reads nothing and starts nothing.
+Pure arithmetic over two tables, done in DuckDB so that millions of files are columns and not objects. It lists nothing,
+reads nothing and starts nothing.
+
+Of several attempts at one part, one that has text counts over one that has none, then the latest. A copy, an object
+with the same bytes as its owner, is done when its owner is, and else has to be read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ReadOptions
 from pipeline.inventory import MediaObject, choose_part_seconds, estimate_seconds
-from pipeline.records import MANIFEST, MEDIA, WORTH_ANOTHER_TRY
+from pipeline.records import MANIFEST, MEDIA, OWNERS, PARTS, WITH_TEXT, WORTH_ANOTHER_TRY
 
-LEDGER_ROWS = 65_536  # turned into Python values at once
+LISTED_AT_ONCE = 65_536  # objects turned into columns together
+
+_TEXT = ", ".join(f"'{status}'" for status in WITH_TEXT)
+_AGAIN = ", ".join(f"'{status}'" for status in WORTH_ANOTHER_TRY)
+_ABOVE_ATTEMPTS = 1_000_000_000  # so that text wins over any number of attempts
+_LEDGER = ("media_id", "index", "is_last", "status", "attempts", "part_seconds", "sha256", "same_as")
+_NOTHING = pa.schema([PARTS.field(name) for name in _LEDGER]).empty_table()
+
+# Most files are whole at the first look, which takes a bit for each part, of those that a BIGINT has to spare.
+_BITS = 62
+_WHOLE = f"""
+CREATE TABLE whole AS
+    SELECT media_id, max("index") FILTER (is_last) AS last FROM ledger GROUP BY media_id
+    HAVING bool_and(status NOT IN ({_AGAIN}) AND same_as IS NULL AND "index" < {_BITS})
+        AND bit_or(if("index" < {_BITS}, 1::BIGINT << "index", 0)) = (1::BIGINT << (last + 1)) - 1
+"""
+_NONE_WHOLE = "CREATE TABLE whole (media_id VARCHAR)"
+
+# One row per other file of the ledger. `done` holds the indices with a verdict that stays; `last` the index of the last
+# part, once that has one; `attempts` is of what has to be tried again, and `settled` says that nothing will be.
+_FILES = f"""
+CREATE TABLE files AS
+    WITH parts AS (
+        SELECT media_id, "index", max(attempts) AS attempts, any_value(part_seconds) AS part_seconds,
+            arg_max(status NOT IN ({_AGAIN}), rank) AS done, arg_max(is_last, rank) AS is_last, bool_or(text) AS text
+        FROM (SELECT *, status IN ({_TEXT}) AS text, attempts + if(text, {_ABOVE_ATTEMPTS}, 0) AS rank
+            FROM ledger ANTI JOIN whole USING (media_id) WHERE same_as IS NULL)
+        GROUP BY media_id, "index"),
+    own AS (
+        SELECT media_id, any_value(part_seconds) AS part_seconds, max("index") FILTER (done AND is_last) AS last,
+            coalesce(list_sort(list("index") FILTER (done)), []) AS done, bool_or(text) AS has_text,
+            coalesce(max(attempts) FILTER (NOT done), 0) AS attempts
+        FROM parts GROUP BY media_id),
+    copies AS (
+        SELECT media_id, arg_max(same_as, attempts) AS owner, max(attempts) AS attempts
+        FROM ledger WHERE same_as IS NOT NULL GROUP BY media_id),
+    alone AS (
+        SELECT *, attempts > {{retries}}
+            OR coalesce(len(list_filter(done, lambda i: i <= last)) = last + 1, false) AS settled
+        FROM own)
+    SELECT media_id, alone.part_seconds, alone.last, coalesce(alone.done, []) AS done,
+        greatest(coalesce(alone.attempts, 0), coalesce(copies.attempts, 0)) AS attempts,
+        coalesce(alone.settled, false) AS settled_alone,
+        settled_alone OR (NOT coalesce(alone.has_text, false) AND coalesce(owners.settled, false)) AS settled
+    FROM alone FULL JOIN copies USING (media_id) LEFT JOIN (
+        SELECT media_id, settled FROM alone UNION ALL SELECT media_id, true FROM whole
+    ) AS owners ON owners.media_id = copies.owner
+"""
+
+_PENDING = """
+CREATE TABLE pending AS
+    SELECT listed.*, files.part_seconds, coalesce(files.done, []) AS done_parts, files.last + 1 AS parts_total,
+        coalesce(files.attempts, 0) + 1 AS attempt
+    FROM listed ANTI JOIN whole USING (media_id) LEFT JOIN files USING (media_id)
+    WHERE NOT coalesce(files.settled, false)
+"""
+
+_AGAIN_PENDING = """
+CREATE TABLE pending AS
+    SELECT listed.*, files.part_seconds, files.last + 1 AS parts_total, latest.attempts + 1 AS attempt,
+        list_filter(files.done, lambda i: NOT list_contains(chosen.indices, i)) AS done_parts
+    FROM listed JOIN files USING (media_id)
+        JOIN (SELECT media_id, list("index") AS indices FROM picked GROUP BY media_id) AS chosen USING (media_id)
+        JOIN (SELECT media_id, max(attempts) AS attempts FROM ledger GROUP BY media_id) AS latest USING (media_id)
+"""
+
+# Whose content is known: of what is settled, and of what this run goes on with. A file that is half done and gone from
+# the archive is left out, else its copies would wait for it for ever.
+_OWNERS = """
+SELECT unhex(sha256) AS sha256, min({'later': later, 'media_id': owner}).media_id AS media_id
+FROM (
+    SELECT sha256, media_id AS owner, false AS later
+        FROM ledger SEMI JOIN (SELECT media_id FROM whole UNION ALL SELECT media_id FROM files WHERE settled_alone)
+        USING (media_id) WHERE same_as IS NULL AND sha256 IS NOT NULL
+    UNION ALL
+    SELECT sha256, coalesce(same_as, ledger.media_id) AS owner, true AS later
+        FROM ledger WHERE sha256 IS NOT NULL AND owner IN (SELECT media_id FROM pending))
+GROUP BY sha256
+"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +115,7 @@ class Plan:
     media: pa.Table
     part_seconds: float  # of files that this run starts; those half done keep theirs
     audio_seconds: float  # of what is pending, estimated from sizes and suffixes
+    owners: pa.Table = field(default_factory=OWNERS.empty_table)  # `records.OWNERS` rows: content that is known
 
     @property
     def pending(self) -> int:
@@ -42,39 +130,41 @@ class Plan:
         return int(pc.sum(self.manifest["bytes"]).as_py() or 0)
 
 
-@dataclass
-class _Ledger:
-    """What the ledger has of one media object."""
-
-    part_seconds: float = 0.0
-    done: set[int] = field(default_factory=set)
-    last: int | None = None  # index of the last part, once it has a final verdict
-    attempts: int = 0  # of the part that failed most often
-    exhausted: bool = False  # a part failed too often: quarantined
-
-    @property
-    def is_complete(self) -> bool:
-        return self.exhausted or (self.last is not None and self.done.issuperset(range(self.last + 1)))
-
-
-def plan(objects: Iterable[MediaObject], done_parts: pa.Table, options: ReadOptions, slots: int) -> Plan:
+def plan(objects: Iterable[MediaObject], ledger: pa.Table, options: ReadOptions, slots: int) -> Plan:
     """Compare the listed `objects` with the ledger (`Store.done_parts`); `slots` are those of the whole run.
 
     The cut of a file belongs to its parts' identity, so a file that is half done keeps the part length it began with.
     """
-    rows = (row for batch in done_parts.to_batches(max_chunksize=LEDGER_ROWS) for row in batch.to_pylist())
-    ledger = _by_media(rows, options.retries)
-    listed = list(objects)
-    pending = [media for media in listed if not ledger.get(media.media_id, _Ledger()).is_complete]
-    seconds = sum(estimate_seconds(media.uri, media.bytes) for media in pending)
+    media = _media_table(objects)
+    known = ledger.select(_LEDGER) if ledger.num_rows else _NOTHING
+    with _tables(ledger=known, listed=_numbered(media)) as tables:
+        tables.execute(_WHOLE)
+        tables.execute(_FILES.format(retries=options.retries))
+        tables.execute(_PENDING)
+        pending = tables.sql("FROM pending ORDER BY position").to_arrow_table()
+        owners = tables.sql(_OWNERS).to_arrow_table().cast(OWNERS) if pending.num_rows else OWNERS.empty_table()
+    seconds = _estimated_seconds(pending)
     part_seconds = options.part_seconds or choose_part_seconds(seconds, slots)
-    pending_rows = [_manifest_row(media, ledger.get(media.media_id), part_seconds) for media in pending]
-    return Plan(
-        manifest=pa.Table.from_pylist(pending_rows, schema=MANIFEST),
-        media=_media_table(listed),
-        part_seconds=part_seconds,
-        audio_seconds=seconds,
-    )
+    column = pending.schema.get_field_index("part_seconds")
+    pending = pending.set_column(column, "part_seconds", pc.fill_null(pending["part_seconds"], part_seconds))
+    return Plan(pending.select(MANIFEST.names).cast(MANIFEST), media, part_seconds, seconds, owners)
+
+
+def plan_again(picked: pa.Table, ledger: pa.Table, media: pa.Table) -> Plan:
+    """Read exactly the `picked` parts again, each at an attempt that its file has not seen; what is missing as well.
+
+    picked: the columns media_id and index, of files that have parts of their own in the ledger (`Store.done_parts`).
+    media: `records.MEDIA` rows that hold those files. Their cuts stay.
+    """
+    known = ledger.select(_LEDGER).filter(pc.is_in(ledger["media_id"], picked["media_id"].combine_chunks()))
+    with _tables(ledger=known, listed=_numbered(media), picked=picked) as tables:
+        tables.execute(_NONE_WHOLE)
+        tables.execute(_FILES.format(retries=0))
+        tables.execute(_AGAIN_PENDING)
+        pending = tables.sql("FROM pending ORDER BY uri").to_arrow_table()
+    longest = pc.max(pending["part_seconds"]).as_py() or 0.0
+    manifest = pending.select(MANIFEST.names).cast(MANIFEST)
+    return Plan(manifest, MEDIA.empty_table(), longest, _estimated_seconds(pending))
 
 
 def blocks(manifest: pa.Table, readers: int, per_reader: int = 8, largest: int = 64) -> list[pa.Table]:
@@ -83,44 +173,32 @@ def blocks(manifest: pa.Table, readers: int, per_reader: int = 8, largest: int =
     return [manifest.slice(first, rows) for first in range(0, manifest.num_rows, rows)]
 
 
-def _by_media(rows: Iterable[dict[str, Any]], retries: int) -> dict[str, _Ledger]:
-    ledger: dict[str, _Ledger] = {}
-    for row in rows:
-        media = ledger.setdefault(row["media_id"], _Ledger())
-        media.part_seconds = row["part_seconds"]
-        if row["status"] in WORTH_ANOTHER_TRY:
-            media.attempts = max(media.attempts, row["attempts"])
-            media.exhausted |= row["attempts"] > retries
-            continue
-        media.done.add(row["index"])
-        if row["is_last"]:
-            media.last = row["index"]
-    return ledger
-
-
-def _manifest_row(media: MediaObject, known: _Ledger | None, part_seconds: float) -> dict[str, Any]:
-    return {
-        "media_id": media.media_id,
-        "uri": media.uri,
-        "version": media.version,
-        "bytes": media.bytes,
-        "part_seconds": known.part_seconds if known else part_seconds,
-        "done_parts": sorted(known.done) if known else [],
-        "attempt": known.attempts + 1 if known else 1,
-    }
-
-
-def _media_table(listed: Sequence[MediaObject]) -> pa.Table:
+def _media_table(objects: Iterable[MediaObject]) -> pa.Table:
+    """`records.MEDIA` rows of the objects, in their order."""
     seen_at = datetime.now(UTC)
-    rows = [
-        {
-            "media_id": media.media_id,
-            "uri": media.uri,
-            "version": media.version,
-            "bytes": media.bytes,
-            "modified_at": media.modified_at,
-            "seen_at": seen_at,
-        }
-        for media in listed
-    ]
-    return pa.Table.from_pylist(rows, schema=MEDIA)
+    remaining = iter(objects)
+    batches = []
+    while listed := list(itertools.islice(remaining, LISTED_AT_ONCE)):
+        columns = {name: [getattr(media, name) for media in listed] for name in MEDIA.names if name != "seen_at"}
+        batches.append(pa.RecordBatch.from_pydict(columns | {"seen_at": [seen_at] * len(listed)}, schema=MEDIA))
+    return pa.Table.from_batches(batches, MEDIA)
+
+
+def _numbered(media: pa.Table) -> pa.Table:
+    """With the place of each row, for DuckDB to put them back into."""
+    return media.append_column("position", pa.array(range(media.num_rows), pa.int64()))
+
+
+def _estimated_seconds(media: pa.Table) -> float:
+    places = zip(media["uri"].to_pylist(), media["bytes"].to_pylist(), strict=True)
+    return sum(estimate_seconds(uri, size) for uri, size in places)
+
+
+@contextmanager
+def _tables(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of its own over Arrow tables; what exceeds the memory goes to a temporary folder, and with it."""
+    spill = Path(tempfile.gettempdir(), f"earwitness-{uuid.uuid4().hex}")  # DuckDB makes and removes it
+    with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        yield connection

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2  # part of every generation: a change of meaning makes a new one
+SCHEMA_VERSION = 3  # part of every generation: a change of meaning makes a new one
 
 # What a part can come to, in order of severity. What carries text, or might at the next try, is said below.
 STATUSES = ("ok", "damaged", "truncated", "no_audio", "rejected", "timeout", "failed")
@@ -31,8 +31,13 @@ MANIFEST = _schema(
     bytes=pa.int64(),
     part_seconds=pa.float64(),  # longest part; infinity keeps the file whole
     done_parts=pa.list_(pa.int32()),  # indices already in the ledger for this generation
+    parts_total=pa.int32(),  # how many parts it has, where the ledger knows; else null
     attempt=pa.int32(),  # 1, or more where an earlier run failed at it
 )
+
+# Content that the ledger knows, so that the same bytes under another name are not transcribed again.
+DIGEST_BYTES = 32  # of a sha256
+OWNERS = _schema(sha256=pa.binary(DIGEST_BYTES), media_id=pa.string())
 
 # The evidence of reading, one row per part. What is only known at the end of the file (sha256, decoded_seconds,
 # decode_errors, a status of truncated or damaged) stands on the part with is_last.
@@ -44,11 +49,14 @@ _READ = dict(
     start=pa.float64(),
     end=pa.float64(),
     is_last=pa.bool_(),
+    channel=pa.int32(),  # counted from 0; null for the mix of all
+    antiphase=pa.bool_(),  # the mix would have cancelled itself out, so one channel was taken instead
     part_seconds=pa.float64(),
     status=pa.string(),
     error=pa.string(),
     attempts=pa.int32(),
     sha256=pa.string(),
+    same_as=pa.string(),  # media_id of the object with the same bytes whose parts stand for this one's; else null
     container=pa.string(),
     codec=pa.string(),
     channels=pa.int32(),
@@ -127,4 +135,11 @@ MEDIA = _schema(
     seen_at=pa.timestamp("us", tz="UTC"),
 )
 PARTS = _schema(**_READ, **_TRANSCRIBED, committed_at=pa.timestamp("us", tz="UTC"))
-SEGMENTS = _schema(media_id=pa.string(), part_id=pa.string(), uri=pa.string(), **_SEGMENT, generation=pa.string())
+SEGMENTS = _schema(
+    media_id=pa.string(),
+    part_id=pa.string(),
+    uri=pa.string(),
+    channel=pa.int32(),
+    **_SEGMENT,
+    generation=pa.string(),
+)

@@ -22,8 +22,11 @@ from pipeline.flow import flow
 from pipeline.inventory import list_media
 from pipeline.job import Job
 from pipeline.plan import Plan, blocks, plan
+from pipeline.recovery import recover
+from pipeline.register import Register
 from pipeline.store import Store
 from pipeline.tally import Tally
+from pipeline.writer import Writer
 
 # Small blocks let a part move on as soon as it is read; five minutes of log-mel are 9.6 MB.
 BLOCK_BYTES = 8 << 20
@@ -62,14 +65,15 @@ class Run:
 
     job: Job
     plan: Plan
-    store: Store | None  # None: only looked at, the destination does not exist yet
     summary: Summary
+    writer: Writer | None = None  # None: only looked at
 
     @classmethod
-    def prepare(cls, sources: Sequence[str], store: Store, job: Job) -> Run:
+    def prepare(cls, sources: Sequence[str], writer: Writer, job: Job) -> Run:
         """List and plan, after finishing what a killed run had prepared."""
-        recovered = store.recover()
-        run = cls.look(sources, store, job)
+        recovered = recover(writer)
+        run = cls.look(sources, writer, job)
+        run.writer = writer
         run.summary.recovered_shards = recovered
         return run
 
@@ -81,19 +85,19 @@ class Run:
         if not planned.listed:
             given = ", ".join(sources)
             raise SourceError(f"{given} holds no audio: name files, or folders that hold {_SUFFIXES} and the like.")
-        return cls(job, planned, store, Summary(job.generation, planned.listed, planned.pending))
+        return cls(job, planned, Summary(job.generation, planned.listed, planned.pending))
 
     def execute(self, tally: Tally) -> None:
         """Transcribe what is pending; `summary` grows with each commit. May be killed at any moment."""
-        assert self.store is not None, "a run that was only looked at has nowhere to write"
+        assert self.writer is not None, "a run that was only looked at has nowhere to write"
         started = time.monotonic()
-        self.store.add_media(self.plan.media)
-        self.store.add_run(self.job.config, self.job.generation)
+        self.writer.add_media(self.plan.media)
+        self.writer.add_run(self.job.config, self.job.generation)
         _configure_ray_data()
         manifest = blocks(self.plan.manifest, self.job.place.decode_actors)
         try:
-            for shards in self._waves(flow(manifest, self.job, tally)):
-                self.store.publish(shards)
+            for shards in self._waves(flow(manifest, self.job, tally, Register.start(self.plan.owners))):
+                self.writer.publish(shards)
                 self._count(shards)
                 self.summary.elapsed_seconds = time.monotonic() - started
         except RayError as error:

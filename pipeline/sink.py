@@ -4,8 +4,8 @@ A prepared shard is invisible; `store.py` publishes it. The segments object is p
 so a parts object vouches for both, and a segments object alone is the trace of a writer that died. It refuses to know
 tables and commits.
 
-Both objects have names that follow from the parts they hold. A twin, that is the same parts at the same attempt stored
-by a task that Ray ran again, finds the names taken: the first stays, and the twin describes what is stored.
+Both objects have a name that follows from the parts they hold and from their text. A twin, that is the same stored by a
+task that Ray ran again, finds the names taken: the first stays, and the twin describes what is stored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model.errors import DestinationError
 from pipeline.objects import ObjectExists, ObjectStore
 from pipeline.records import PARTS, RESULT, SEGMENTS, SHARD, WITH_TEXT
 
-SHARD_ID_LENGTH = 32  # hex digits
+SHARD_NAME_LENGTH = 32  # hex digits
 ROWS_PER_GROUP = 65_536  # a shard of 16 parts is one row group of about 1,000 segments
 # Columns whose values repeat within a shard; the rest is stored plain, because a dictionary of texts helps nobody.
 REPEATING = ("media_id", "part_id", "uri", "generation", "status", "language", "model", "container", "codec", "worker")
@@ -46,24 +46,25 @@ def prepare(objects: ObjectStore, results: pa.Table) -> dict[str, Any]:
     Raises: `DestinationError` when the storage refuses.
     """
     results = results.select(RESULT.names).cast(RESULT).sort_by([("media_id", "ascending"), ("index", "ascending")])
-    name = shard_id(results)
     (generation,) = results["generation"].unique().to_pylist()  # a run has one; two in a batch is a bug
-    path = f"data/{generation}/{name}.parquet"
     segments = segment_rows(results)
-    if segments.num_rows:
-        _create_once(objects, f"segments/{path}", parquet_bytes(segments))
+    spoken = parquet_bytes(segments) if segments.num_rows else b""
+    path = f"data/{generation}/{shard_name(results, spoken)}.parquet"
+    if spoken:
+        _create_once(objects, f"segments/{path}", spoken)
     _create_once(objects, f"parts/{path}", parquet_bytes(part_rows(results, datetime.now(UTC))))
     return describe(objects, path)
 
 
-def shard_id(results: pa.Table) -> str:
-    """Name of a shard: a hash of its parts and of their attempt numbers, in any order.
+def shard_name(results: pa.Table, spoken: bytes) -> str:
+    """Name of a shard: a hash of its parts and of their attempt numbers, in any order, and of its segments object.
 
-    The attempt belongs to it: a part that failed is stored again, beside the row that says it failed.
+    The attempt belongs to it: a part that failed is stored again, beside the row that says it failed. So do the
+    segments: a twin with another text must not find a parts object that counts the segments of this one.
     """
     attempts = zip(results["part_id"].to_pylist(), results["attempts"].to_pylist(), strict=True)
-    names = sorted(f"{part_id}:{attempt}" for part_id, attempt in attempts)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:SHARD_ID_LENGTH]
+    parts = "\n".join(sorted(f"{part_id}:{attempt}" for part_id, attempt in attempts))
+    return hashlib.sha256(parts.encode() + b"\0" + spoken).hexdigest()[:SHARD_NAME_LENGTH]
 
 
 def part_rows(results: pa.Table, now: datetime) -> pa.Table:

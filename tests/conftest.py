@@ -13,6 +13,9 @@ import pytest
 
 from infra.s3_server import S3Server, s3_server
 from pipeline.records import RESULT
+from tests.writers import writer_at
+
+__all__ = ["writer_at"]  # a fixture: importing it is what pytest asks for
 
 BUCKET = "tests"
 

@@ -15,7 +15,8 @@ from jobs import console
 from jobs.cli import main
 from jobs.samples import fetch_samples
 from pipeline.sink import prepare
-from pipeline.store import Store
+from pipeline.writer import Writer
+from tests.writers import WriterAt
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, results: Callable[..., pa.Table]) -> Store:
+def store(tmp_path: Path, results: Callable[..., pa.Table], writer_at: WriterAt) -> Writer:
     """The tables of two files of two parts, below `tables`."""
-    made = Store.open(str(tmp_path / "tables"), create=True)
+    made = writer_at(str(tmp_path / "tables"))
     for media in ("a", "b"):
         made.publish([prepare(made.objects, results(media))])
     return made

@@ -77,6 +77,8 @@ WRONG = [
     (f"transcribe archive {NEW} --task sing", 2, "task is 'sing': choose one of transcribe, translate"),
     (f"transcribe archive {NEW} --part-seconds 4", 2, "part_seconds is 4: give 5 to 900 seconds, or inf"),
     (f"transcribe archive {NEW} --part-seconds 901", 2, "part_seconds is 901"),
+    (f"transcribe archive {NEW} --channels both", 2, "channels is 'both': give mix or split."),
+    (f"transcribe archive {NEW} --stream -1", 2, "stream is -1: give at least 0."),
     (f"transcribe archive {NEW} --part-seconds soon", 2, "'--part-seconds': Input should be a valid number: see"),
     (f"transcribe archive {NEW} --precision int4", 2, "precision is 'int4': choose one of auto, float32, bfloat16, "),
     (f"transcribe archive {NEW} --beam-size many", 2, "'--beam-size': Input should be a valid integer"),
@@ -254,7 +256,7 @@ def test_help_fits_and_starts_at_once(earwitness: Call, line: str) -> None:
 def test_what_decides_a_text_is_told_under_headings(earwitness: Call) -> None:
     told = earwitness("transcribe", "--help").out
     groups = dict(re.findall(r"^(\w[\w ]*):\n((?:  .+\n?)+)", told, re.MULTILINE))
-    assert list(groups) == ["Options", "Text", "Search", "Language", "Silence and length"]
+    assert list(groups) == ["Options", "Text", "Search", "Language", "Sound", "Silence and length"]
     assert {"--to DEST", "--exact", "--json", "-h, --help"} <= set(re.split(r"\n? {2,}", groups["Options"]))
     assert re.findall(r"--\S+", groups["Search"]) == ["--beam-size", "--patience", "--length-penalty", "--best-of"]
     assert "  --[no-]voice-activity  " in groups["Silence and length"]
@@ -326,6 +328,7 @@ FLAGS = {
         {"beam_size": 5, "patience": 2.0, "length_penalty": 0.5},
     ),
     "--best-of 3": ("decode", {"best_of": 3}),
+    "--channels split --stream 1": ("read", {"channels": "split", "stream": 1}),
     "--word-timestamps --hallucination-silence 2": (
         "decode",
         {"word_timestamps": True, "hallucination_silence": 2.0},

@@ -18,6 +18,8 @@ from pipeline import catalog
 from pipeline.media import Decoding
 from pipeline.sink import prepare
 from pipeline.store import Store
+from pipeline.writer import Writer
+from tests.writers import WriterAt
 
 Results = Callable[..., pa.Table]
 
@@ -73,9 +75,9 @@ def test_the_damaged_files_are_what_they_claim(archive: Path) -> None:
 
 
 @pytest.fixture
-def heard(tmp_path: Path, results: Results) -> Store:
+def heard(tmp_path: Path, results: Results, writer_at: WriterAt) -> Writer:
     """Tables in which one clip was heard in its language and one in another."""
-    store = Store.open(str(tmp_path / "tables"), create=True)
+    store = writer_at(str(tmp_path / "tables"))
     for name, language in (("en/hello_world", "en"), ("it/ciao_mondo", "fr")):
         batch = results(name, parts=1, segments=2).to_pylist()
         for row in batch:

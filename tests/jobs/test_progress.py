@@ -15,7 +15,9 @@ from rich.console import Console
 
 from jobs import progress
 from jobs.progress import Json, Progressing, describe
+from pipeline.media import find_ffmpeg
 from pipeline.run import Summary
+from pipeline.sandbox import BUBBLEWRAP, isolation
 from pipeline.tally import Counts
 
 
@@ -129,9 +131,19 @@ def test_a_cluster_that_is_gone_ends_the_watch_without_a_word(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_plan_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "isolation", lambda program: BUBBLEWRAP)
     Progressing().planned(run(Summary("g", listed=2000, pending=1), model_gpus=1.0))
     assert capsys.readouterr() == ("", "base: 1 of 2,000 files to do, about 60 min of audio, 16 slots on GPU\n")
+
+
+def test_a_run_without_a_sandbox_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EARWITNESS_BWRAP", "")
+    Progressing(dry_run=True).planned(run(Summary("g", listed=1, pending=1)))
+    Progressing().planned(run(Summary("g", listed=1)))
+    assert "bubblewrap" not in capsys.readouterr().err, "nothing will be read"
+    Progressing().planned(run(Summary("g", listed=1, pending=1)))
+    assert capsys.readouterr().err.endswith(f"\n{progress.UNCONFINED}\n")
 
 
 def test_what_was_recovered_is_told_and_no_plan_without_work(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,4 +187,4 @@ def test_json_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None
     watcher.finished(DONE)
     said = capsys.readouterr()
     assert said.err == "" and said.out.count("\n") == 1
-    assert json.loads(said.out) == vars(DONE) | {"speed": 150.0}
+    assert json.loads(said.out) == vars(DONE) | {"speed": 150.0, "sandbox": isolation(find_ffmpeg())}

@@ -12,9 +12,12 @@ import pyarrow as pa
 import pytest
 
 from jobs.status import status
+from pipeline.config import ReadOptions
 from pipeline.records import MEDIA
 from pipeline.sink import prepare
 from pipeline.store import Store
+from pipeline.writer import Writer
+from tests.writers import WriterAt
 
 Call = Callable[..., Any]  # gives `Done` of conftest.py
 Results = Callable[..., pa.Table]
@@ -29,9 +32,9 @@ def start_run(store: Store, ago: timedelta) -> None:
 
 
 @pytest.fixture
-def tables(tmp_path: Path, results: Results) -> Store:
+def tables(tmp_path: Path, results: Results, writer_at: WriterAt) -> Writer:
     """A run of an hour ago: one file done (180 s), one half done (120 s), one waiting, one broken."""
-    store = Store.open(str(tmp_path / "tables"), create=True)
+    store = writer_at(str(tmp_path / "tables"))
     seen = {"seen_at": datetime.now(UTC)}
     media = [{"media_id": name, "uri": f"s3://archive/{name}.mp3", "bytes": size} for name, size in BYTES.items()]
     store.add_media(pa.Table.from_pylist([row | seen for row in media], schema=MEDIA))
@@ -49,6 +52,13 @@ def test_every_file_is_counted_once(tables: Store) -> None:
     assert found.segments == 5 * 3
 
 
+def test_what_failed_too_often_is_counted(tables: Writer, results: Results) -> None:
+    failed = results("broken", parts=1, status="timeout", attempts=ReadOptions().retries + 1, segment_rows=None)
+    tables.publish([prepare(tables.objects, failed)])
+    found = status(tables.objects.url)
+    assert (found.failed, found.quarantined) == (1, 1)
+
+
 def test_speed_and_time_left(tables: Store) -> None:
     """Left is all of `waiting` (600 bytes: 360 s) and what is missing of `half` (300 bytes: 180 s, less 120 s)."""
     found = status(tables.objects.url)
@@ -56,6 +66,17 @@ def test_speed_and_time_left(tables: Store) -> None:
     assert found.seconds_left == pytest.approx((360 + 60) / (300 / 3600), rel=0.01)
     assert found.last_commit and found.last_commit.endswith("+00:00")
     assert datetime.now(UTC) - datetime.fromisoformat(found.last_commit) < timedelta(minutes=1)
+
+
+def test_a_copy_costs_no_time(tables: Writer, results: Results) -> None:
+    """The same bytes under another name count as hours of the archive, not as work."""
+    before = status(tables.objects.url)
+    copy = results("waiting", parts=1, same_as="done", part_id="copy", segment_rows=None, start=0.0, end=0.0)
+    tables.publish([prepare(tables.objects, copy)])
+    after = status(tables.objects.url)
+    assert (after.done, after.pending) == (2, 0)
+    assert after.hours == pytest.approx(before.hours + 180 / 3600)
+    assert after.speed == pytest.approx(before.speed, rel=0.01)
 
 
 def test_only_the_latest_run_tells_the_speed(tables: Store, results: Results) -> None:
@@ -68,19 +89,19 @@ def test_only_the_latest_run_tells_the_speed(tables: Store, results: Results) ->
     assert (after.done, after.half_done) == (2, 0)
 
 
-def test_when_all_is_done_nothing_is_left(tmp_path: Path, results: Results) -> None:
-    store = Store.open(str(tmp_path / "tables"), create=True)
+def test_when_all_is_done_nothing_is_left(tmp_path: Path, results: Results, writer_at: WriterAt) -> None:
+    store = writer_at(str(tmp_path / "tables"))
     start_run(store, timedelta(minutes=1))
     store.publish([prepare(store.objects, results("a"))])
     found = status(store.objects.url)
     assert (found.files, found.done, found.seconds_left) == (1, 1, None)
 
 
-def test_before_the_first_run(tmp_path: Path, earwitness: Call) -> None:
-    url = Store.open(str(tmp_path / "tables"), create=True).objects.url
+def test_before_the_first_run(tmp_path: Path, earwitness: Call, writer_at: WriterAt) -> None:
+    url = writer_at(str(tmp_path / "tables")).objects.url
     lines = earwitness("status", url).out.splitlines()
     assert lines == [
-        "files     0 of 0 done, 0 half done, 0 pending, 0 failed",
+        "files     0 of 0 done, 0 half done, 0 pending, 0 failed, 0 of them quarantined",
         "audio     0 s",
         "segments  0",
         "stored    nothing yet",
@@ -90,7 +111,7 @@ def test_before_the_first_run(tmp_path: Path, earwitness: Call) -> None:
 def test_four_lines_for_people(tables: Store, earwitness: Call) -> None:
     done = earwitness("status", tables.objects.url)
     files, audio, segments, stored = done.out.splitlines()
-    assert files == "files     1 of 4 done, 1 half done, 1 pending, 1 failed"
+    assert files == "files     1 of 4 done, 1 half done, 1 pending, 1 failed, 0 of them quarantined"
     assert audio == "audio     5 min, 0.1 × real time in the latest run, about 84 min left"
     assert segments == "segments  15"
     assert datetime.now(UTC) - datetime.fromisoformat(stored.removeprefix("stored").strip(" UTC") + "Z") < timedelta(

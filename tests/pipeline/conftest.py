@@ -25,6 +25,7 @@ from model.transcript import Part, Transcript
 from model.whisper import from_state
 from pipeline.config import Config
 from pipeline.job import Model
+from pipeline.store import Store
 from pipeline.tally import Counts, Tally
 from pipeline.voice import Voice, speech_of
 from pipeline.weights import load_model
@@ -98,11 +99,10 @@ def archive(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(archive: Path, machines: Machines, tiny: Model) -> Done:
     """The run that all others are compared with."""
     folder = archive.parent / "undisturbed"
-    run = planned(archive, folder, machines)
-    tally = Tally.start()
-    run.execute(tally)
-    assert run.store is not None
-    return Done(run.store, run.summary, _settled(tally), folder)
+    with planned(archive, folder, machines) as run:
+        tally = Tally.start()
+        run.execute(tally)
+    return Done(Store.open(str(folder)), run.summary, _settled(tally), folder)
 
 
 def _settled(tally: Tally) -> Counts:

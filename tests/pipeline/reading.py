@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from model.dimensions import SAMPLE_RATE
 from pipeline import records
 from pipeline.config import ReadOptions
-from pipeline.inventory import list_media
+from pipeline.inventory import MediaObject, list_media
 from pipeline.parts import PcmPart, ReadParts
 
 N_MELS = 80
@@ -61,8 +61,14 @@ def write_wav(path: Path, pcm: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
 
 
 def manifest(*paths: Path, part_seconds: float = PART_SECONDS, done: tuple[int, ...] = ()) -> pa.Table:
+    return manifest_of(list_media([str(path) for path in paths]), part_seconds, done)
+
+
+def manifest_of(
+    listed: Iterable[MediaObject], part_seconds: float = PART_SECONDS, done: tuple[int, ...] = ()
+) -> pa.Table:
     rows = []
-    for media in list_media([str(path) for path in paths]):
+    for media in listed:
         columns = dict(media_id=media.media_id, uri=media.uri, version=media.version, bytes=media.bytes)
         rows.append(columns | dict(part_seconds=part_seconds, done_parts=list(done), attempt=2))
     return pa.Table.from_pylist(rows, schema=records.MANIFEST)

@@ -24,6 +24,7 @@ from pipeline.placement import place
 from pipeline.run import Run, Summary
 from pipeline.store import Store
 from pipeline.tally import Counts
+from pipeline.writer import Writer
 
 TINY = "tiny.en"
 THREADS = 2
@@ -56,10 +57,13 @@ Rows = list[dict[str, Any]]
 Alone = Callable[[str, np.ndarray], Transcript]
 
 
-def planned(source: str | Path, to: str | Path, machines: Machines, config: Config = CONFIG) -> Run:
+@contextmanager
+def planned(source: str | Path, to: str | Path, machines: Machines, config: Config = CONFIG) -> Iterator[Run]:
+    """A run whose writer holds the lease until the block ends."""
     placed = place(config.run, machines.resources, machines.nodes, machines.cores_per_node)
     job = Job(config, Model.of(config), placed, str(to))
-    return Run.prepare([str(source)], Store.open(str(to), create=True), job)
+    with Writer.open(str(to)) as writer:
+        yield Run.prepare([str(source)], writer, job)
 
 
 @dataclass(frozen=True)

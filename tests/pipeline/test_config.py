@@ -17,6 +17,7 @@ from pipeline.config import (
     MAX_PART_SECONDS,
     MIN_PART_SECONDS,
     PRECISIONS,
+    SPLIT,
     Config,
     ReadOptions,
     RunOptions,
@@ -111,7 +112,7 @@ def test_values_are_of_the_type_of_their_option(toml: Write) -> None:
         ('modle = "base"', "modle is not an option; allowed: decode, exact, model, read, run."),
         ("[reed]\nretries = 1", "reed is not an option; allowed: decode, exact, model, read, run."),
         ("[decode]\nlangauge = 'en'", "[decode] langauge is not an option; allowed: avg_logprob_threshold, "),
-        ("[read]\nparts_seconds = 60", "[read] parts_seconds is not an option; allowed: max_hours, part_seconds, "),
+        ("[read]\nparts_seconds = 60", "[read] parts_seconds is not an option; allowed: channels, max_hours, "),
         ("[decode]\nexact = true", "[decode] exact is not an option; allowed: avg_logprob_threshold, "),
         ("[run]\nslot = 4", "[run] slot is not an option; allowed: decode_actors, model_actors, parts_per_shard, "),
         ("[decode.beam]\nsize = 5", "[decode] beam is not an option; allowed: "),
@@ -331,6 +332,8 @@ def test_what_was_asked_of_reading_and_precision_makes_a_new_generation_and_no_o
     for length in (60.0, float("inf")):
         assert replace(USUAL, read=ReadOptions(part_seconds=length)).generation(SHA256) != usual
     assert replace(USUAL, read=ReadOptions(max_hours=1.0)).generation(SHA256) != usual
+    assert replace(USUAL, read=ReadOptions(channels=SPLIT)).generation(SHA256) != usual
+    assert replace(USUAL, read=ReadOptions(stream=1)).generation(SHA256) != usual
     assert replace(USUAL, read=ReadOptions(voice_activity=False)).generation(SHA256) != usual
     spread = dict(slots=3, model_actors=2, decode_actors=5, parts_per_shard=1, publish_seconds=0.0)
     read = ReadOptions(timeout_seconds=10.0, retries=0)
@@ -349,6 +352,6 @@ def test_a_generation_is_a_name_that_lasts(toml: Write) -> None:
 
     A new option changes it, and so announces that it will be: say so in the changelog.
     """
-    assert USUAL.generation(SHA256) == "256b22108227df39"
+    assert USUAL.generation(SHA256) == "591d0ecc2528846f"
     said = "[decode]\ntemperatures = [0, 0.2, 0.4, 0.6, 0.8, 1]\n[run]\nprecision = 'float32'"
     assert from_toml(toml(said)).generation(SHA256) == USUAL.generation(SHA256)

@@ -17,8 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from infra.s3_server import S3Server, s3_server
 from model.errors import MediaError, SourceError
 from pipeline.inventory import (
+    CHANGED,
     MEDIA_SUFFIXES,
     MediaObject,
+    _read,
     choose_part_seconds,
     estimate_seconds,
     fetch,
@@ -176,6 +178,30 @@ def test_an_object_that_is_not_what_was_listed_is_a_failed_row(
     assert failure.value.status == "failed"
 
 
+def changed_while_read(media: MediaObject, change: Callable[[], object]) -> str:
+    """What is said of an object that changes when its first chunk was read."""
+    chunks = _read(media.uri, media.version)
+    next(chunks)
+    change()
+    with pytest.raises(MediaError) as failure:
+        list(chunks)
+    assert failure.value.status == "failed"
+    return str(failure.value)
+
+
+@pytest.mark.parametrize("content", [b"B" * 50, b"B" * 60, b"B" * 40], ids=["as long", "longer", "shorter"])
+def test_a_file_that_changes_while_it_is_read_is_a_failed_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr("pipeline.inventory.COPY_BYTES", 7)
+    path = put(tmp_path / "a.wav", b"A" * 50)
+    os.utime(path, (1, 1))
+    (media,) = found(path)
+    assert changed_while_read(media, lambda: path.write_bytes(content)) == CHANGED
+    (now,) = found(path)
+    assert fetch(now.uri, now.version, tmp_path / "copy") == hashlib.sha256(content).hexdigest()
+
+
 def test_a_disk_that_is_full_is_no_fault_of_the_object(archive: Path) -> None:
     (media,) = found(archive / "b.wav")
     with pytest.raises(OSError, match="No space"):
@@ -290,6 +316,29 @@ def test_an_object_of_s3_has_its_etag_for_a_version(s3: Any, tmp_path: Path) -> 
         fetch(before.uri, before.version, tmp_path / "copy")
 
 
+def test_an_object_of_s3_that_changes_while_it_is_read_is_never_mixed(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "default_block_size", 1000)  # a request for every chunk
+    monkeypatch.setattr("pipeline.inventory.COPY_BYTES", 1000)
+    s3.pipe_file("archive/changing/a.wav", b"A" * 5000)
+    (before,) = found("s3://archive/changing")
+    assert changed_while_read(before, lambda: s3.pipe_file("archive/changing/a.wav", b"B" * 5000)) == CHANGED
+    (now,) = found("s3://archive/changing")
+    assert now.media_id != before.media_id
+    assert fetch(now.uri, now.version, tmp_path / "copy") == hashlib.sha256(b"B" * 5000).hexdigest()
+
+
+def test_what_s3_listed_a_while_ago_is_not_believed(s3: Any, tmp_path: Path) -> None:
+    """The listing stays in the memory of s3fs, and says that nothing has changed."""
+    s3.pipe_file("archive/stale/a.wav", b"A" * 5000)
+    (media,) = found("s3://archive/stale")
+    other = type(s3)(skip_instance_cache=True)
+    other.pipe_file("archive/stale/a.wav", b"B" * 5000)
+    with pytest.raises(MediaError, match=CHANGED):
+        fetch(media.uri, media.version, tmp_path / "copy")
+
+
 def test_a_bucket_that_does_not_exist_is_one_sentence(s3: Any) -> None:
     for source in ("s3://no-such-bucket", "s3://no-such-bucket/x", "s3://archive/no-such-prefix"):
         with pytest.raises(SourceError, match="does not exist|may not be read"):
@@ -322,11 +371,12 @@ def test_every_suffix_has_a_plausible_rate() -> None:
 @pytest.mark.parametrize(
     "audio_seconds, slots, part_seconds",
     [
-        (600.0, 16, 37.0),
-        (480.0, 24, 30.0),  # as short as parts get
-        (3600.0, 16, 225.0),  # an hour: one part for each slot
-        (36_000.0, 16, 300.0),  # ten hours: as long as is planned
         (0.0, 16, 30.0),
+        (600.0, 16, 30.0),  # one window: as short as parts get
+        (3600.0, 24, 30.0),  # 50 seconds would be a fair share, and end in a window that is nearly empty
+        (3600.0, 16, 57.0),  # two windows, three parts for each slot
+        (7200.0, 24, 84.0),
+        (36_000.0, 16, 300.0),  # ten hours: as long as is planned
         (1000.0, 0, 300.0),
     ],
 )

@@ -236,6 +236,7 @@ def replace_ffmpeg(path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> No
     script.write_text(f"#!/bin/sh\n{body}\n")
     script.chmod(0o755)
     monkeypatch.setenv("EARWITNESS_FFMPEG", str(script))
+    monkeypatch.setenv("EARWITNESS_BWRAP", "")  # which would hide the clip from it
 
 
 def test_a_file_that_hangs_half_way_keeps_its_parts_and_ends_in_a_timeout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from pipeline.config import ReadOptions
 from pipeline.inventory import PCM_BYTES_PER_SECOND, MediaObject, list_media
-from pipeline.plan import blocks, plan
-from pipeline.records import MANIFEST, MEDIA, PARTS, STATUSES, WITH_TEXT
+from pipeline.plan import blocks, plan, plan_again
+from pipeline.records import MANIFEST, MEDIA, OWNERS, PARTS, STATUSES, WITH_TEXT
 from pipeline.store import DONE
 
 SLOTS = 16
+SHA256 = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abc"}
 OPTIONS = ReadOptions()
 LEDGER = pa.schema([PARTS.field(name) for name in DONE])
 NOTHING = LEDGER.empty_table()
@@ -54,8 +56,9 @@ def test_where_nothing_is_done_everything_is_pending(done: pa.Table) -> None:
         "uri": "s3://archive/a.wav",
         "version": "etag-a",
         "bytes": wav("a").bytes,
-        "part_seconds": 75.0,
+        "part_seconds": 30.0,
         "done_parts": [],
+        "parts_total": None,
         "attempt": 1,
     }
 
@@ -88,6 +91,16 @@ def test_a_gap_before_the_last_part_is_pending() -> None:
     assert plan([wav("a")], ledger(*rows), OPTIONS, SLOTS).manifest["done_parts"].to_pylist() == [[0, 1, 3]]
 
 
+@pytest.mark.parametrize("parts", [61, 62, 63, 64, 200])
+def test_a_file_of_many_parts_is_done_when_all_are(parts: int) -> None:
+    rows = whole("a", parts)
+    assert plan([wav("a")], ledger(*rows), OPTIONS, SLOTS).pending == 0
+    for gap in (0, parts // 2, parts - 1):
+        twin = rows[1 if gap != 1 else 0]
+        found = plan([wav("a")], ledger(*(row for row in rows if row["index"] != gap), twin), OPTIONS, SLOTS)
+        assert found.manifest["done_parts"].to_pylist() == [[index for index in range(parts) if index != gap]]
+
+
 @settings(max_examples=60, deadline=None)
 @given(parts=st.integers(1, 12), data=st.data())
 def test_a_file_is_pending_until_its_last_part_is_in(parts: int, data: st.DataObject) -> None:
@@ -97,6 +110,14 @@ def test_a_file_is_pending_until_its_last_part_is_in(parts: int, data: st.DataOb
     planned = plan([wav("a")], ledger(*order), OPTIONS, SLOTS)
     expected = [] if len(stored) == parts else [sorted(stored)]
     assert planned.manifest["done_parts"].to_pylist() == expected
+
+
+def test_how_many_parts_there_are_is_passed_on_where_it_is_known() -> None:
+    """So that a failure is not put behind the end of the file."""
+    gap = [row for row in whole("a", parts=4) if row["index"] != 2]
+    open_end = [dict(media_id="id-b", index=0), dict(media_id="id-b", index=1, is_last=True, status="failed")]
+    planned = plan([wav("a"), wav("b"), wav("c")], ledger(*gap, *open_end), OPTIONS, SLOTS)
+    assert planned.manifest["parts_total"].to_pylist() == [4, None, None]
 
 
 def test_what_left_the_archive_is_nobodys_business() -> None:
@@ -153,14 +174,124 @@ def test_text_is_never_thrown_away_to_try_again() -> None:
     assert row["done_parts"] == list(range(len(rows)))
 
 
+def test_text_counts_over_a_later_failure() -> None:
+    """A retry that came to nothing is no reason for another."""
+    retried = ledger(*whole("a", parts=2), dict(index=0, is_last=True, status="failed", attempts=2))
+    assert plan([wav("a")], retried, OPTIONS, SLOTS).pending == 0
+
+
+def test_of_failures_the_latest_counts() -> None:
+    failed = ledger(*(dict(is_last=True, status="failed", attempts=attempt) for attempt in (2, 1)))
+    assert plan([wav("a")], failed, OPTIONS, SLOTS).manifest["attempt"].to_pylist() == [3]
+    final = ledger(dict(is_last=True, status="failed"), dict(is_last=True, status="no_audio", attempts=2))
+    assert plan([wav("a")], final, OPTIONS, SLOTS).pending == 0
+
+
+# --- copies -------------------------------------------------------------------------------------------------------
+
+
+def copy(name: str, owner: str, content: str = "a", **row: Any) -> dict[str, Any]:
+    """The ledger's row of an object with the same bytes as another."""
+    return dict(media_id=f"id-{name}", is_last=True, sha256=SHA256[content], same_as=f"id-{owner}") | row
+
+
+def names(found: pa.Table) -> list[str]:
+    return [media_id.removeprefix("id-") for media_id in found["media_id"].to_pylist()]
+
+
+@pytest.mark.parametrize("status", sorted(set(STATUSES) - {"failed", "timeout"}))
+def test_a_copy_is_done_when_its_owner_is(status: str) -> None:
+    done = ledger(dict(index=0), dict(index=1, is_last=True, status=status, sha256=SHA256["a"]), copy("b", "a"))
+    assert plan([wav("a"), wav("b")], done, OPTIONS, SLOTS).pending == 0
+    assert plan([wav("b")], done, OPTIONS, SLOTS).pending == 0, "wherever the owner is now"
+
+
+@pytest.mark.parametrize("parts", [0, 1], ids=["nothing of its owner is there", "its owner is half done"])
+def test_a_copy_waits_for_its_owner(parts: int) -> None:
+    found = plan([wav("a"), wav("b")], ledger(*whole("a", 2)[:parts], copy("b", "a")), OPTIONS, SLOTS)
+    assert names(found.manifest) == ["a", "b"]
+    assert found.manifest["attempt"].to_pylist() == [1, 2], "its row and the next are two"
+    assert found.manifest["done_parts"].to_pylist() == [[*range(parts)], []]
+    assert names(found.owners) == ["a"], "and then it is a copy again, whoever is read first"
+
+
+def test_an_owner_that_is_gone_is_not_waited_for() -> None:
+    found = plan([wav("b"), wav("c")], ledger(dict(index=0), copy("b", "a"), copy("c", "a")), OPTIONS, SLOTS)
+    assert names(found.manifest) == ["b", "c"] and found.owners.num_rows == 0
+    assert set(found.manifest["part_seconds"].to_pylist()) == {found.part_seconds}, "cut as a new file is"
+
+
+def test_a_copy_shares_the_fate_of_an_owner_that_is_given_up() -> None:
+    failed = dict(is_last=True, status="timeout", sha256=SHA256["a"])
+    once, often = (ledger(failed | dict(attempts=attempts), copy("b", "a")) for attempts in (1, 3))
+    assert names(plan([wav("a"), wav("b")], once, ReadOptions(retries=2), SLOTS).manifest) == ["a", "b"]
+    assert plan([wav("a"), wav("b")], often, ReadOptions(retries=2), SLOTS).pending == 0
+
+
+def test_a_copy_that_went_its_own_way_is_done_when_it_is() -> None:
+    """Its owner had left the archive, so it was transcribed itself; then the owner came back."""
+    own = [row | dict(attempts=2) for row in whole("b", parts=2)]
+    half = ledger(*whole("a"), copy("b", "a"), own[0])
+    assert plan([wav("b")], half, OPTIONS, SLOTS).manifest["done_parts"].to_pylist() == [[0]]
+    assert plan([wav("b")], ledger(copy("b", "a"), *own), OPTIONS, SLOTS).pending == 0
+
+
+def test_readers_are_told_whose_content_is_known() -> None:
+    """Of two that were both transcribed the first name; of one that is half done only if this run goes on with it."""
+    done = ledger(
+        *(row | dict(sha256=SHA256["a"] if row["is_last"] else None) for name in "ba" for row in whole(name, 2)),
+        dict(media_id="id-gone", index=0),
+        copy("c", "gone", "b"),
+        dict(media_id="id-half", index=0),
+        copy("d", "half", "c"),
+    )
+    found = plan([wav("new"), wav("half")], done, OPTIONS, SLOTS).owners
+    expected = [
+        {"sha256": bytes.fromhex(SHA256[text]), "media_id": f"id-{o}"} for text, o in (("a", "a"), ("c", "half"))
+    ]
+    assert found.schema == OWNERS
+    assert sorted(found.to_pylist(), key=lambda row: row["media_id"]) == expected
+    assert plan([wav("a")], done, OPTIONS, SLOTS).owners.num_rows == 0, "nobody asks where nothing is read"
+
+
+# --- parts that are done again ------------------------------------------------------------------------------------
+
+
+def again(done: pa.Table, *picked: tuple[str, int], listed: str = "abc") -> list[dict[str, Any]]:
+    media = plan([wav(name) for name in listed], NOTHING, OPTIONS, SLOTS).media
+    rows = [{"media_id": f"id-{name}", "index": index} for name, index in picked]
+    schema = pa.schema([PARTS.field("media_id"), PARTS.field("index")])
+    return plan_again(pa.Table.from_pylist(rows, schema=schema), done, media).manifest.to_pylist()
+
+
+def test_exactly_the_picked_parts_are_done_again() -> None:
+    a, c = again(ledger(*whole("a", 4), *whole("b", 2), *whole("c", 1)), ("a", 1), ("a", 3), ("c", 0))
+    assert (a["media_id"], a["done_parts"], a["parts_total"], a["attempt"]) == ("id-a", [0, 2], 4, 2)
+    assert (c["media_id"], c["done_parts"], c["parts_total"], c["attempt"]) == ("id-c", [], 1, 2)
+    assert (a["uri"], a["version"], a["bytes"]) == ("s3://archive/a.wav", "etag-a", wav("a").bytes)
+    assert {a["part_seconds"], c["part_seconds"]} == {60.0}, "the cuts stay"
+
+
+def test_every_attempt_has_a_number_of_its_own() -> None:
+    """Also behind a retry that failed, of which the views show nothing."""
+    done = ledger(*whole("a", 2), dict(index=0, is_last=True, status="failed", attempts=5))
+    (row,) = again(done, ("a", 1))
+    assert (row["attempt"], row["done_parts"]) == (6, [0])
+
+
+def test_what_was_given_up_can_be_done_again() -> None:
+    (row,) = again(ledger(dict(index=0), dict(index=1, is_last=True, status="timeout", attempts=3)), ("a", 1))
+    assert (row["attempt"], row["done_parts"], row["parts_total"]) == (4, [0], None)
+
+
 # --- the length of parts ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("hours", "slots", "length"),
-    [(0.01, 16, 30.0), (1.0, 16, 225.0), (1.0, 48, 75.0), (1000.0, 16, 300.0), (1000.0, 120_000, 30.0)],
+    [(0.01, 16, 30.0), (1.0, 16, 57.0), (1.0, 48, 30.0), (1000.0, 16, 300.0), (1000.0, 120_000, 30.0)],
 )
-def test_parts_are_as_long_as_lets_every_slot_have_one(hours: float, slots: int, length: float) -> None:
+def test_parts_are_as_long_as_lets_every_slot_have_some(hours: float, slots: int, length: float) -> None:
     assert plan([wav("a", hours * 3600)], NOTHING, OPTIONS, slots).part_seconds == length
 
 

@@ -120,14 +120,15 @@ def test_the_media_and_the_configuration_are_kept(undisturbed: Done) -> None:
 
 
 def test_a_second_run_has_nothing_to_do(undisturbed: Done, archive: Path, machines: Machines) -> None:
-    again = planned(archive, undisturbed.folder, machines)
+    with planned(archive, undisturbed.folder, machines) as again:
+        pass
     assert (again.summary.listed, again.plan.pending, again.summary.recovered_shards) == (7, 0, 0)
 
 
 def test_looking_writes_nothing(archive: Path, tmp_path: Path, tiny: Model) -> None:
     job = Job(CONFIG, tiny, place(CONFIG.run, {"CPU": 2.0}, 1, 2), str(tmp_path / "new"))
     run = Run.look([str(archive)], Store.find(job.destination), job)
-    assert (run.store, run.summary.listed, run.plan.pending) == (None, 7, 7)
+    assert (run.writer, run.summary.listed, run.plan.pending) == (None, 7, 7)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,16 +145,16 @@ def test_an_archive_without_audio_is_no_run(tmp_path: Path, tiny: Model) -> None
 def test_what_a_worker_cannot_do_ends_the_run_in_one_sentence(
     archive: Path, tmp_path: Path, machines: Machines
 ) -> None:
-    run = planned(archive / "hello_world.wav", tmp_path / "tables", machines)
-    run.job = replace(run.job, model=replace(run.job.model, sha256="0" * 64))
-    with pytest.raises(ModelError) as caught:
-        run.execute(Tally.start())
+    with planned(archive / "hello_world.wav", tmp_path / "tables", machines) as run:
+        run.job = replace(run.job, model=replace(run.job.model, sha256="0" * 64))
+        with pytest.raises(ModelError) as caught:
+            run.execute(Tally.start())
     sentence = str(caught.value)
     assert sentence.startswith(f"The model {TINY} on ") and sentence.endswith(" the same weights on every machine.")
     assert "\n" not in sentence
     assert isinstance(caught.value.__cause__, RayError), "what Ray says of it is kept for whoever asks"
-    assert run.summary.parts == 0 and run.store is not None
-    assert ask(run.store, "FROM all_parts") == []
+    assert run.summary.parts == 0
+    assert ask(Store.open(str(tmp_path / "tables")), "FROM all_parts") == []
 
 
 def test_the_last_sentence_of_a_worker_counts_and_a_bug_has_none() -> None:

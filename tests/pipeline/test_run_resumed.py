@@ -19,6 +19,7 @@ from pipeline.config import ReadOptions
 from pipeline.parts import part_id
 from pipeline.records import RESULT
 from pipeline.sink import prepare
+from pipeline.store import Store
 from pipeline.tally import Counts, Tally
 from tests.pipeline.runs import (
     CONFIG,
@@ -44,17 +45,18 @@ def test_a_new_generation_finishes_what_was_begun_and_is_shown_when_whole(
     folder = archive.parent / "generations"
     shutil.copytree(undisturbed.folder, folder)
     config = replace(CONFIG, decode=DecodeOptions(seed=1), read=ReadOptions(part_seconds=60.0))
-    run = planned(archive, folder, machines, config)
-    store, generation = run.store, run.job.generation
-    assert store is not None and generation != undisturbed.summary.generation
-    store.publish([prepare(store.objects, _as_of(undisturbed, "long.wav", [0, 2], generation))])
+    store = Store.open(str(folder))
+    with planned(archive, folder, machines, config) as run:
+        generation = run.job.generation
+        assert run.writer is not None and generation != undisturbed.summary.generation
+        run.writer.publish([prepare(store.objects, _as_of(undisturbed, "long.wav", [0, 2], generation))])
     assert ask(store, SEGMENTS) == undisturbed.segments, "a file that is half done is not shown"
 
-    run = planned(archive, folder, machines, config)
-    pending = {row["uri"].rpartition("/")[2]: row for row in run.plan.manifest.to_pylist()}
-    assert (pending["long.wav"]["done_parts"], pending["long.wav"]["part_seconds"]) == ([0, 2], PART_SECONDS)
-    assert pending["counting.wav"]["part_seconds"] == 60.0
-    run.execute(Tally.start())
+    with planned(archive, folder, machines, config) as run:
+        pending = {row["uri"].rpartition("/")[2]: row for row in run.plan.manifest.to_pylist()}
+        assert (pending["long.wav"]["done_parts"], pending["long.wav"]["part_seconds"]) == ([0, 2], PART_SECONDS)
+        assert pending["counting.wav"]["part_seconds"] == 60.0
+        run.execute(Tally.start())
 
     done = Done(store, run.summary, Counts(), folder)
     assert run.summary.parts == len(undisturbed.parts) - 2
@@ -100,17 +102,17 @@ def test_a_run_that_was_killed_is_finished_as_if_nothing_had_happened(
         prepared = _wait_for_a_shard(folder, process)
     assert 1 <= prepared < len(undisturbed.parts), "it was not killed in the middle"
 
-    run = planned(archive, folder, machines)
-    assert 1 <= run.summary.recovered_shards < len(undisturbed.parts)
-    run.execute(Tally.start())
-    assert run.store is not None
-    done = Done(run.store, run.summary, Counts(), folder)
+    with planned(archive, folder, machines) as run:
+        assert 1 <= run.summary.recovered_shards < len(undisturbed.parts)
+        run.execute(Tally.start())
+    done = Done(Store.open(str(folder)), run.summary, Counts(), folder)
     assert run.summary.recovered_shards + run.summary.parts == len(undisturbed.parts)
     assert done.parts == undisturbed.parts
     assert done.segments == undisturbed.segments
     assert len(ask(done.store, "FROM all_parts")) == len(undisturbed.parts), "nothing is stored twice"
     assert len(ask(done.store, "FROM media")) == len(STATUSES)
-    assert planned(archive, folder, machines).plan.pending == 0
+    with planned(archive, folder, machines) as again:
+        assert again.plan.pending == 0
 
 
 def _wait_for_a_shard(folder: Path, process: subprocess.Popen[bytes]) -> int:

@@ -12,7 +12,7 @@ import pytest
 from model.errors import DestinationError
 from pipeline.objects import ObjectStore
 from pipeline.records import PARTS, SEGMENTS, SHARD
-from pipeline.sink import PrepareShard, describe, parquet_bytes, part_rows, prepare, segment_rows, shard_id
+from pipeline.sink import PrepareShard, describe, parquet_bytes, part_rows, prepare, segment_rows, shard_name
 
 Results = Callable[..., pa.Table]
 
@@ -83,16 +83,18 @@ def test_a_twin_finds_the_first_and_changes_nothing(destination: str, results: R
 def test_a_writer_that_died_in_between_is_completed(destination: str, results: Results) -> None:
     objects = ObjectStore(destination)
     batch = results("a")
-    name = f"data/0123456789abcdef/{shard_id(batch)}.parquet"
+    name = f"data/0123456789abcdef/{shard_name(batch, parquet_bytes(segment_rows(batch)))}.parquet"
     objects.create(f"segments/{name}", parquet_bytes(segment_rows(batch)))
     assert prepare(objects, batch)["segments_path"] == name
 
 
 def test_the_name_follows_from_parts_and_attempts_in_any_order(results: Results) -> None:
     one = results("a", parts=3)
-    assert shard_id(one) == shard_id(one.take([2, 0, 1])) and len(shard_id(one)) == 32
-    assert shard_id(one) != shard_id(one.slice(0, 2))
-    assert shard_id(one) != shard_id(results("a", parts=3, attempts=2)), "a retry is stored beside the failure"
+    name = shard_name(one, b"text")
+    assert name == shard_name(one.take([2, 0, 1]), b"text") and len(name) == 32
+    assert name != shard_name(one.slice(0, 2), b"text")
+    assert name != shard_name(results("a", parts=3, attempts=2), b"text"), "a retry is stored beside the failure"
+    assert name != shard_name(one, b"other text"), "a twin that heard something else is stored beside the first"
 
 
 def test_the_same_rows_give_the_same_compact_file(results: Results) -> None:
