@@ -14,10 +14,7 @@ so a file changes over at once when a new model has finished it. It refuses to k
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from contextlib import closing
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -29,6 +26,7 @@ from pipeline.config import ReadOptions
 from pipeline.records import STATUSES, WITH_TEXT, WORTH_ANOTHER_TRY
 from pipeline.sink import parquet_bytes
 from pipeline.snapshot import PROTOCOL, SnapshotFileSystem
+from pipeline.spill import spill_folder
 from pipeline.store import TABLES, Store, snapshot
 
 READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
@@ -190,8 +188,7 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     try:
         connection.register_filesystem(_filesystem(store))
-        spill = Path(tempfile.gettempdir(), f"earwitness-{uuid.uuid4().hex}")  # DuckDB makes and removes it
-        connection.execute(f"SET temp_directory = '{spill}'")
+        connection.execute(f"SET temp_directory = '{spill_folder()}'")
         for name, value in SETTINGS.items():
             connection.execute(f"SET {name} = {value}")
         connection.execute(f"{STEPS} CREATE TABLE steps.limits AS SELECT {_retries(store)} AS retries")

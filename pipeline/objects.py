@@ -27,6 +27,10 @@ from model.errors import DestinationError
 
 CREATE_ATTEMPTS = 5  # S3 answers 409 while another conditional write is under way, 503 while it scales: both mean again
 BACKOFF_SECONDS = 0.1  # doubled after each attempt, with jitter
+# Three layers try again: botocore, s3fs around it (5 times), and `create`. That a server is gone was said after 24 s
+# when all had their defaults, and after 2 s so.
+RETRIES = {"mode": "standard", "total_max_attempts": 2}
+DELTA_RETRIES = "4"
 DEFAULT_REGION = "us-east-1"
 HIDDEN = "."  # names that start with it are never listed: unfinished files, probes, what a desktop leaves behind
 SCRATCH = f"{HIDDEN}earwitness-"  # our own of them, which `sweep` deletes
@@ -327,8 +331,10 @@ def _sync_folder(folder: Path) -> None:
 
 def _s3_filesystem(url: str) -> tuple[Any, tuple[type[Exception], ...]]:
     """An s3fs of this process's environment, and what it raises: `OSError`, or botocore's own before an answer."""
+    told = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # a user's own settings win
+    options = dict(use_listings_cache=False, config_kwargs={"retries": RETRIES} | told)
     try:
-        filesystem = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+        filesystem = fsspec.filesystem("s3", skip_instance_cache=True, **options)
     except ImportError as error:
         raise DestinationError(
             f"The destination {url} needs s3fs, which is not installed: pip install 'earwitness[s3]'."
@@ -348,5 +354,6 @@ def _s3_options() -> dict[str, str]:
         "aws_region": env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or DEFAULT_REGION,
         "aws_allow_http": "true" if endpoint.startswith("http://") else "",
         "aws_conditional_put": "etag",
+        "max_retries": DELTA_RETRIES,
     }
     return {name: value for name, value in found.items() if value}

@@ -10,13 +10,10 @@ with the same bytes as its owner, is done when its owner is, and else has to be 
 from __future__ import annotations
 
 import itertools
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -25,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline.config import ReadOptions
 from pipeline.inventory import MediaObject, choose_part_seconds, estimate_seconds
 from pipeline.records import MANIFEST, MEDIA, OWNERS, PARTS, WITH_TEXT, WORTH_ANOTHER_TRY
+from pipeline.spill import spill_folder
 
 LISTED_AT_ONCE = 65_536  # objects turned into columns together
 
@@ -197,8 +195,7 @@ def _estimated_seconds(media: pa.Table) -> float:
 @contextmanager
 def _tables(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of its own over Arrow tables; what exceeds the memory goes to a temporary folder, and with it."""
-    spill = Path(tempfile.gettempdir(), f"earwitness-{uuid.uuid4().hex}")  # DuckDB makes and removes it
-    with duckdb.connect(config={"temp_directory": str(spill)}) as connection:
+    with duckdb.connect(config={"temp_directory": str(spill_folder())}) as connection:
         for name, table in tables.items():
             connection.register(name, table)
         yield connection

@@ -15,6 +15,7 @@ number of processes may read. It refuses to know how rows come about, and to wri
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from pipeline.records import MEDIA, PARTS, SEGMENTS
 FORMAT = 3  # of the layout above and the columns of the tables; any other is refused
 MARKER = "earwitness.json"
 TABLES = {"segments": SEGMENTS, "parts": PARTS, "media": MEDIA}
+LONGEST_REASON = 500  # characters of what a library says
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 DONE = ("media_id", "index", "is_last", "status", "attempts", "part_seconds", "sha256", "same_as")
 
 
@@ -128,5 +131,7 @@ def is_ours(objects: ObjectStore) -> bool:
 
 
 def unusable(objects: ObjectStore, what: str, error: Exception) -> DestinationError:
-    reason = str(error).splitlines()[0].rstrip(".")
+    # delta-rs tells the cause in lines of its own, in colour.
+    lines = (line.strip(" .↳") for line in _COLOUR.sub("", str(error)).splitlines())
+    reason = ": ".join(line for line in lines if line)[:LONGEST_REASON]
     return DestinationError(f"The {what} of {objects.url} cannot be used: {reason}.")
