@@ -31,9 +31,9 @@ from model.tokenizer import Tokenizer
 from model.transcript import Part, Transcript
 from model.whisper import Whisper
 from pipeline.config import Config, RunOptions
+from pipeline.cuts import PcmPart, cut_parts
 from pipeline.inventory import choose_part_seconds
 from pipeline.media import Decoding
-from pipeline.parts import PcmPart, cut_parts
 from pipeline.placement import SLOTS_ON_CPU
 from pipeline.precision import choose_precision
 from pipeline.voice import Voice

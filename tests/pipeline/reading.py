@@ -14,8 +14,9 @@ import pyarrow as pa
 from model.dimensions import SAMPLE_RATE
 from pipeline import records
 from pipeline.config import ReadOptions
+from pipeline.cuts import PcmPart
 from pipeline.inventory import MediaObject, list_media
-from pipeline.parts import PcmPart, ReadParts
+from pipeline.parts import ReadParts
 
 N_MELS = 80
 GENERATION = "0123456789abcdef"

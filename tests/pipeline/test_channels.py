@@ -18,8 +18,9 @@ from model.features import log_mel, pcm_to_float
 from pipeline import channels, media
 from pipeline.channels import LoudestChannel, Tracks, as_they_are, cancelled, loudness
 from pipeline.config import SPLIT, ReadOptions
+from pipeline.cuts import cut_parts
 from pipeline.media import Decoding, find_ffmpeg
-from pipeline.parts import cut_parts, part_id
+from pipeline.parts import part_id
 from tests.chaos.corpus import write_wav
 from tests.pipeline.reading import GENERATION, N_MELS, in_chunks, manifest, noise, read
 

@@ -21,8 +21,9 @@ from model.dimensions import HOP_LENGTH, SAMPLE_RATE, WINDOW_FRAMES
 from model.features import log_mel, pcm_to_float
 from pipeline import parts
 from pipeline.config import ReadOptions
+from pipeline.cuts import best_cut, cut_parts
 from pipeline.media import find_ffmpeg
-from pipeline.parts import ReadParts, best_cut, cut_parts, part_id
+from pipeline.parts import ReadParts, part_id
 from tests.pipeline.reading import (
     FILE_SECONDS,
     GENERATION,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jobs.samples import read_clip
 from model.dimensions import FRAMES_PER_SECOND, HOP_LENGTH, SAMPLE_RATE
 from pipeline.config import ReadOptions
-from pipeline.parts import PcmPart, best_cut, cut_parts
+from pipeline.cuts import PcmPart, best_cut, cut_parts
 from pipeline.voice import FRAME_SAMPLES, PAD_SECONDS, Speech, Voice, speech_of
 from tests.pipeline.reading import (
     FILE_SECONDS,

@@ -21,7 +21,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from jobs.cluster import Machines
 from model.errors import SourceError
 from pipeline.config import ReadOptions
-from pipeline.parts import PcmPart, ReadParts
+from pipeline.cuts import PcmPart
+from pipeline.parts import ReadParts
 from pipeline.records import MANIFEST, OWNERS
 from pipeline.register import MAX_DEATHS, Claims, Register
 from pipeline.tally import Tally
