@@ -28,7 +28,7 @@ from pipeline.tally import Counts, Tally
 REFRESH_SECONDS = 0.5
 LOG_SECONDS = 60.0  # between two lines where standard error is a file, as under a scheduler
 BAR_WIDTH = 20
-UNCONFINED = "ffmpeg is held by limits alone: bubblewrap, which hides files and network, is missing or forbidden."
+UNCONFINED = "Without bubblewrap, ffmpeg is confined by limits on memory, time and writing."
 
 
 class Progressing(Watcher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def test_the_model_is_the_one_that_was_named(
 def test_workers_are_told_an_absolute_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     request = job.Request((str(fetch_samples() / "en"),), "transcripts", Config(model="tiny.en"))
-    run = job._prepare(request, HERE)
+    with ExitStack() as stack:
+        run = job._prepare(request, HERE, job.Watcher(), stack)
     assert run.job.destination == str(tmp_path / "transcripts")
     assert (tmp_path / "transcripts" / "earwitness.json").is_file()
 
