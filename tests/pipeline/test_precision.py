@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from jobs.cluster import Machines
 from jobs.samples import fetch_samples
-from jobs.transcribe import Request, _prepare
+from jobs.transcribe import Request, Watcher, _prepare
 from pipeline.config import AUTO, PRECISIONS, Config, RunOptions
 from pipeline.placement import place
 from pipeline.precision import BFLOAT16_INSTRUCTIONS, choose_precision, settled
@@ -61,6 +62,6 @@ def test_only_the_precision_is_settled() -> None:
 
 def test_a_run_is_planned_with_a_precision_that_is_settled() -> None:
     request = Request((str(fetch_samples() / "en"),), "nowhere", Config(model="tiny.en"), dry_run=True)
-    run = _prepare(request, Machines({"CPU": 2.0}, 1, 2))
+    run = _prepare(request, Machines({"CPU": 2.0}, 1, 2), Watcher(), ExitStack())
     assert run.job.config.run.precision in PRECISIONS and run.job.config.run.precision != AUTO
     assert run.summary.generation == run.job.generation

@@ -76,8 +76,15 @@ def test_a_twin_finds_the_first_and_changes_nothing(destination: str, results: R
     objects = ObjectStore(destination)
     first = prepare(objects, results("a", segments=3, worker="one"))
     stored = {path: objects.read(path) for path in objects.list()}
-    assert prepare(objects, results("a", segments=2, worker="two")) == first
+    assert prepare(objects, results("a", segments=3, worker="two")) == first
     assert {path: objects.read(path) for path in objects.list()} == stored
+
+
+def test_a_twin_that_heard_something_else_stands_beside_the_first(destination: str, results: Results) -> None:
+    objects = ObjectStore(destination)
+    first, other = (prepare(objects, results("a", segments=count)) for count in (3, 2))
+    assert (first["segments_rows"], other["segments_rows"]) == (6, 4)
+    assert len(objects.list("parts")) == len(objects.list("segments")) == 2
 
 
 def test_a_writer_that_died_in_between_is_completed(destination: str, results: Results) -> None:
