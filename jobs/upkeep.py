@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.console import count, out, waiting
-from model.errors import DestinationError
 from pipeline import upkeep
 from pipeline.recovery import recover
 from pipeline.store import Store
@@ -40,8 +39,7 @@ def vacuum(dest: str, grace_hours: float, dry_run: bool) -> None:
 
 @contextmanager
 def _writer(dest: str) -> Iterator[Writer]:
-    if Store.find(dest) is None:
-        raise DestinationError(f"{dest} holds no transcripts: run `earwitness transcribe SOURCE --to {dest}` first.")
+    Store.open(dest)  # where there is none, none is made
     with Writer.open(dest, on_wait=waiting) as writer:
         recover(writer)
         yield writer

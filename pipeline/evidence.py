@@ -74,13 +74,10 @@ def _judge_audio(log: Log, decoded: float, ends_early: bool, returncode: int) ->
     if ends_early:
         return "truncated", "The file ends before its container says that it does."
     if log.errors or returncode:
-        unsure = f" {log.container} holds no times: those behind the damage may be off." * (
-            log.container in WITHOUT_TIMES
-        )
-        return (
-            "damaged",
-            f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}.{unsure}",
-        )
+        said = f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}."
+        if log.container in WITHOUT_TIMES:
+            said += f" {log.container} holds no times: those behind the damage may be off."
+        return "damaged", said
     return "ok", None
 
 

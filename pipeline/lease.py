@@ -4,10 +4,10 @@
     DEST/lease/00000007.beat     rewritten by that holder as long as it lives
 
 Of all who create the same next epoch one wins; that is the whole election. Claims stay for ever, one for each run, so
-a number is never taken twice. A holder is given up when its heartbeat is
-old by the clock of the *storage*, never by that of any machine, or when it was a process of this machine and is gone.
-A holder that was only asleep finds out at its next heartbeat; and until then the fence that `writer.py` puts into every
-table stops its commits. It refuses to know what is written under a lease.
+a number is never taken twice. A holder is given up when its heartbeat is old by the clock of the *storage*, never by
+that of any machine, or when it was a process of this machine and is gone. A holder that was only asleep finds out at
+its next heartbeat; and until then the fence that `writer.py` puts into every table stops its commits. It refuses to
+know what is written under a lease.
 """
 
 from __future__ import annotations

@@ -85,9 +85,10 @@ def drop(writer: Writer, generation: str) -> int:
 
 
 def vacuum(writer: Writer, grace_hours: float = GRACE_HOURS, dry_run: bool = False) -> Vacuumed:
-    """Delete the objects that are in no table and older than the grace period, by the storage's clock.
+    """Delete the objects that are in no table, and have not been for the grace period, by the storage's clock.
 
-    Run it after `recovery.recover`: what that could publish is published. Raises: `UsageError` for too short a grace.
+    One that was merged or dropped counts from then, any other from when it was written. Run it after
+    `recovery.recover`: what that could publish is published. Raises: `UsageError` for too short a grace.
     """
     if not grace_hours >= SHORTEST_GRACE_HOURS:
         raise UsageError(
@@ -95,6 +96,7 @@ def vacuum(writer: Writer, grace_hours: float = GRACE_HOURS, dry_run: bool = Fal
         )
     objects = writer.objects
     before = objects.clock() - 3600 * grace_hours
+    retired = _retired_since(objects)
     unseen: dict[str, int] = {}
     for name in ("parts", "segments", "media"):  # a parts object vouches for its segments, so it goes first
         seen = snapshot(writer.table(name)).keys()
@@ -102,7 +104,7 @@ def vacuum(writer: Writer, grace_hours: float = GRACE_HOURS, dry_run: bool = Fal
         unseen |= {
             f"{name}/{path}": size
             for path, size in stored(objects, name).items()
-            if path not in seen and written.get(f"{name}/{path}", before) < before
+            if path not in seen and max(written.get(f"{name}/{path}", before), retired.get(path, 0.0)) < before
         }
     if not dry_run:
         for path in unseen:
@@ -217,6 +219,16 @@ def _retirements(objects: ObjectStore) -> list[Retirement]:
     paths = sorted(path for path in objects.list(FOLDER) if path.endswith(".json"))
     found: list[dict[str, Any]] = [json.loads(data) for data in objects.read_many(paths).values()] if paths else []
     return [Retirement(fields["name"], tuple(fields["old"]), fields["merged"]) for fields in found]
+
+
+def _retired_since(objects: ObjectStore) -> dict[str, float]:
+    """When each retired shard left the tables, in seconds of the storage's clock."""
+    written = objects.written(FOLDER)
+    since: dict[str, float] = {}
+    for retirement in _retirements(objects):
+        for path in retirement.old:
+            since[path] = max(since.get(path, 0.0), written[retirement.done])
+    return since
 
 
 def _forget_retirements(writer: Writer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,15 @@ def machines(s3: S3Server) -> Iterator[Machines]:
     assert s3.env.items() <= os.environ.items()
     with ray_session(None, Machines({"CPU": float(THREADS), "GPU": 0.0}, 1, THREADS)) as started:
         yield started
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Temporary files of this test alone."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

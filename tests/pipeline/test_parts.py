@@ -6,7 +6,6 @@ import gc
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,15 +115,6 @@ def test_the_name_of_a_part_is_stable_and_names_everything() -> None:
         part_id("m", 1, 0.5, 2.25, "other"),
     ]
     assert len({name, *others}) == 6
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own for temporary files; it must be empty again at the end of the test."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture

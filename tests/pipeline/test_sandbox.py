@@ -34,15 +34,6 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Temporary files of this test alone."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 def output(script: str, file: Path, seconds: float = 30.0) -> str:
     """What a shell script says when it runs confined, its standard error included."""
     process = start([ANY, "-c", f"{{ {script}\n}} 2>&1"], file, seconds)

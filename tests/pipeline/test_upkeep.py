@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,20 @@ def test_vacuum_deletes_what_no_table_has_once_it_is_old(
     with Writer.open(destination) as writer:
         assert recover(writer) == 0
         assert _everything(writer) == before
+
+
+def test_what_was_merged_just_now_is_kept_however_old_it_is(
+    tmp_path: Path, results: Results, writer_at: WriterAt
+) -> None:
+    """Somebody may still read the version of the tables that has it."""
+    writer = _filled(writer_at(str(tmp_path)), results, shards=2)
+    for path in tmp_path.glob("*/data/*/*.parquet"):
+        os.utime(path, (0, 0))
+    compact(writer)
+    assert vacuum(writer).objects == 0
+    for path in tmp_path.glob(f"{FOLDER}/*.done"):
+        os.utime(path, (0, 0))
+    assert vacuum(writer).objects == 3 + 2
 
 
 def test_too_short_a_grace_is_refused(tmp_path: Path, writer_at: WriterAt) -> None:
