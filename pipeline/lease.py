@@ -27,7 +27,8 @@ from types import TracebackType
 from typing import Any
 
 from model.errors import DestinationError, LeaseError
-from pipeline.objects import ObjectExists, ObjectStore
+from pipeline.objects import ObjectStore
+from pipeline.storage import ObjectExists
 
 FOLDER = "lease"
 LEASE_SECONDS = 30.0  # of silence after which a holder is given up

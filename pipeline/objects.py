@@ -1,43 +1,19 @@
 """Objects under one destination, each created once and never changed: a folder, or a prefix of an S3 bucket.
 
-It refuses to know what the objects mean: tables are `store.py`, their rows `sink.py`. Credentials are never held here
-nor travel with a pickled `ObjectStore`: each process reads its own standard AWS_* environment.
-
-A create is conditional, so of two writers of one key exactly one wins. An answer that gets lost leaves open who won;
-reading back and comparing settles it. Streaming to the final key is no option: fsspec's `open(…, "wb")` publishes what
-was written so far when the block is left by an exception.
+It refuses to know what the objects mean: tables are `store.py`, their rows `sink.py`; and how a storage keeps its
+promises: `storage.py`. Credentials are never held here nor travel with a pickled `ObjectStore`: each process reads its
+own standard AWS_* environment.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import random
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from model.errors import DestinationError
-
-CREATE_ATTEMPTS = 5  # S3 answers 409 while another conditional write is under way, 503 while it scales: both mean again
-BACKOFF_SECONDS = 0.1  # doubled after each attempt, with jitter
-# Three layers try again: botocore, s3fs around it (5 times), and `create`. That a server is gone was said after 24 s
-# when all had their defaults, and after 2 s so.
-RETRIES = {"mode": "standard", "total_max_attempts": 2}
-DELTA_RETRIES = "4"
-DEFAULT_REGION = "us-east-1"
-HIDDEN = "."  # names that start with it are never listed: unfinished files, probes, what a desktop leaves behind
-SCRATCH = f"{HIDDEN}earwitness-"  # our own of them, which `sweep` deletes
-
-
-class ObjectExists(Exception):
-    """The key already holds other bytes; whoever created it first stays."""
+from pipeline.storage import HIDDEN, SCRATCH, Folder, ObjectExists, scratch, storage_at
 
 
 class ObjectStore:
@@ -48,27 +24,18 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
-        protocol, separator, place = str(url).partition("://")
-        if not separator:
-            protocol, place = "file", str(url)
-        if protocol not in ("file", "s3") or not place.strip("/ "):
-            raise DestinationError(
-                f"The destination {str(url)!r} cannot hold tables: give a folder or s3://BUCKET/PREFIX."
-            )
+        self._storage = storage_at(str(url))
         self.url = str(url).rstrip("/")
-        self.is_local = protocol == "file"
-        if self.is_local:
-            self._fs = fsspec.filesystem("file", skip_instance_cache=True)
-            self._root = os.path.abspath(self.url.removeprefix("file://"))
-            self._failures: tuple[type[Exception], ...] = (OSError,)
-        else:
-            self._fs, self._failures = _s3_filesystem(self.url)
-            self._root = self.url.removeprefix("s3://")
+        self._fs, self._root = self._storage.fs, self._storage.root
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._storage, Folder)
 
     @property
     def address(self) -> str:
         """The same place for a process in any working directory."""
-        return self._root if self.is_local else self.url
+        return self._storage.address
 
     def __reduce__(self) -> tuple[type[ObjectStore], tuple[str]]:
         return ObjectStore, (self.address,)  # the other process builds its own connection from its own environment
@@ -79,18 +46,12 @@ class ObjectStore:
         Raises: `ObjectExists` when the key holds other bytes.
         """
         with self._explained(f"write {path}"):
-            if self.is_local:
-                self._create_local(Path(self._root, path), data)
-            else:
-                self._create_remote(f"{self._root}/{path}", data)
+            self._storage.create(f"{self._root}/{path}", data)
 
     def replace(self, path: str, data: bytes) -> None:
         """Store `data` under `path` whatever was there: for heartbeats, which are no results."""
         with self._explained(f"write {path}"):
-            if self.is_local:
-                self._replace_local(Path(self._root, path), data)
-            else:
-                self._fs.pipe_file(f"{self._root}/{path}", data)
+            self._storage.replace(f"{self._root}/{path}", data)
 
     def modified_at(self, path: str) -> float:
         """When the object was written, in seconds of the storage's own clock. Raises: `FileNotFoundError`."""
@@ -100,7 +61,7 @@ class ObjectStore:
 
     def clock(self) -> float:
         """What time it is for the storage: machines may disagree, objects of one storage do not. Seconds since 1970."""
-        path = _scratch()
+        path = scratch()
         self.replace(path, b"now")
         try:
             return self.modified_at(path)
@@ -156,9 +117,8 @@ class ObjectStore:
 
         Raises: `DestinationError` when it lets one key be created twice, refuses to write, or does not exist.
         """
-        if not self.is_local:
-            self._require_bucket()
-        path = _scratch()
+        self._require_bucket()
+        path = scratch()
         self.create(path, b"first")
         try:
             self.create(path, b"second")
@@ -173,15 +133,12 @@ class ObjectStore:
 
     def table_uri(self, name: str) -> str:
         """Where the Delta table `name` stands, in the form that deltalake takes."""
-        return f"{self._root}/{name}" if self.is_local else f"s3://{self._root}/{name}"
+        return self._storage.table_uri(name)
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """What deltalake needs to reach the tables, read from the AWS_* environment of this process.
-
-        deltalake commits by conditional put and needs no lock table; it finds profiles and instance roles by itself.
-        """
-        return {} if self.is_local else _s3_options()
+        """What deltalake needs to reach the tables, read from the environment of this process."""
+        return self._storage.delta_options()
 
     def open(self, path: str) -> Any:
         """A seekable binary file over one object, for readers that want parts of a large one."""
@@ -203,68 +160,11 @@ class ObjectStore:
                 return {}
         return {name[len(self._root) + 1 :]: info for name, info in found.items() if not _is_folder(info)}
 
-    def _create_local(self, target: Path, data: bytes) -> None:
-        """Temporary file + fsync + link + fsync of the folder: `link` fails where the name is taken."""
-        _make_folder(target.parent)
-        unfinished = target.parent / _scratch()
-        try:
-            with open(unfinished, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(unfinished, target)
-            _sync_folder(target.parent)
-        except FileExistsError:
-            if target.read_bytes() != data:
-                raise ObjectExists(str(target)) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def _replace_local(self, target: Path, data: bytes) -> None:
-        _make_folder(target.parent)
-        unfinished = target.parent / _scratch()
-        try:
-            unfinished.write_bytes(data)
-            unfinished.replace(target)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def _create_remote(self, key: str, data: bytes) -> None:
-        for attempt in range(CREATE_ATTEMPTS):
-            try:
-                self._fs.pipe_file(key, data, mode="create")
-                return
-            except PermissionError:
-                raise
-            except self._failures:
-                # A conflict, or an answer that got lost after the write: only reading back tells.
-                if self._holds(key, data):
-                    return
-                if attempt + 1 == CREATE_ATTEMPTS:
-                    raise
-            time.sleep(BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))
-
-    def _holds(self, key: str, data: bytes) -> bool:
-        """Whether the key holds these bytes; False when there is no such key. Raises: `ObjectExists`."""
-        try:
-            stored = self._fs.cat_file(key)
-        except FileNotFoundError:
-            return False
-        if stored != data:
-            raise ObjectExists(key)
-        return True
-
     def _require_bucket(self) -> None:
-        # By listing: some servers create the bucket of a mistyped name at the first write, and s3fs takes a refusal
-        # for absence when asked whether the bucket exists.
-        bucket = self._root.partition("/")[0]
         with self._explained("look for its bucket"):
-            try:
-                self._fs.find(f"{bucket}/{HIDDEN}probe")
-            except FileNotFoundError:
-                raise DestinationError(
-                    f"The bucket {bucket} does not exist: create it, or correct {self.url}."
-                ) from None
+            if not self._storage.exists():
+                bucket = self._root.partition("/")[0]
+                raise DestinationError(f"The bucket {bucket} does not exist: create it, or correct {self.url}.")
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
@@ -275,27 +175,17 @@ class ObjectStore:
             raise
         except PermissionError as error:
             raise DestinationError(
-                f"The destination {self.url} refuses to {action} ({_reason(error)}): {self._advice()}."
+                f"The destination {self.url} refuses to {action} ({_reason(error)}): {self._storage.advice}."
             ) from error
-        except self._failures as error:
-            hint = "" if self.is_local else "; check the AWS_* variables"
+        except self._storage.failures as error:
             raise DestinationError(
-                f"The destination {self.url} cannot be used to {action}: {_reason(error)}{hint}."
+                f"The destination {self.url} cannot be used to {action}: {_reason(error)}{self._storage.hint}."
             ) from error
-
-    def _advice(self) -> str:
-        if self.is_local:
-            return "make the folder writable or choose another"
-        return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights they give"
 
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0].rstrip(".")
-
-
-def _scratch() -> str:
-    return f"{SCRATCH}{uuid.uuid4().hex}"
 
 
 def _name(path: str) -> str:
@@ -310,50 +200,3 @@ def _seconds(info: dict[str, Any]) -> float:
 def _is_folder(info: dict[str, Any]) -> bool:
     # Some S3 servers keep an empty object with a "/" at the end where a folder was.
     return info["type"] != "file" or str(info.get("Key", "")).endswith("/")
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents so that they survive a power cut."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _s3_filesystem(url: str) -> tuple[Any, tuple[type[Exception], ...]]:
-    """An s3fs of this process's environment, and what it raises: `OSError`, or botocore's own before an answer."""
-    told = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # a user's own settings win
-    options = dict(use_listings_cache=False, config_kwargs={"retries": RETRIES} | told)
-    try:
-        filesystem = fsspec.filesystem("s3", skip_instance_cache=True, **options)
-    except ImportError as error:
-        raise DestinationError(
-            f"The destination {url} needs s3fs, which is not installed: pip install 'earwitness[s3]'."
-        ) from error
-    botocore_error: type[Exception] = importlib.import_module("botocore.exceptions").BotoCoreError
-    return filesystem, (OSError, botocore_error)
-
-
-def _s3_options() -> dict[str, str]:
-    env = os.environ
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
-    found = {
-        "aws_endpoint_url": endpoint,
-        "aws_access_key_id": env.get("AWS_ACCESS_KEY_ID", ""),
-        "aws_secret_access_key": env.get("AWS_SECRET_ACCESS_KEY", ""),
-        "aws_session_token": env.get("AWS_SESSION_TOKEN", ""),
-        "aws_region": env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or DEFAULT_REGION,
-        "aws_allow_http": "true" if endpoint.startswith("http://") else "",
-        "aws_conditional_put": "etag",
-        "max_retries": DELTA_RETRIES,
-    }
-    return {name: value for name, value in found.items() if value}

@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.errors import DestinationError
-from pipeline.objects import ObjectExists, ObjectStore
+from pipeline.objects import ObjectStore
 from pipeline.records import PARTS, RESULT, SEGMENTS, SHARD, WITH_TEXT
+from pipeline.storage import ObjectExists
 
 SHARD_NAME_LENGTH = 32  # hex digits
 ROWS_PER_GROUP = 65_536  # a shard of 16 parts is one row group of about 1,000 segments

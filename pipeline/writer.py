@@ -35,9 +35,10 @@ from deltalake.transaction import AddAction, RemoveAction
 from model.errors import DestinationError, LeaseError
 from pipeline.config import Config
 from pipeline.lease import LEASE_SECONDS, Holder, Lease
-from pipeline.objects import ObjectExists, ObjectStore
+from pipeline.objects import ObjectStore
 from pipeline.records import MEDIA
 from pipeline.sink import SHARD_NAME_LENGTH, parquet_bytes
+from pipeline.storage import ObjectExists
 from pipeline.store import FORMAT, MARKER, TABLES, Store, is_ours, snapshot, unusable
 
 Actions = list[AddAction | RemoveAction]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from model.errors import DestinationError
-from pipeline.objects import ObjectExists, ObjectStore
+from pipeline.objects import ObjectStore
+from pipeline.storage import ObjectExists
 
 
 def test_what_is_created_can_be_read_listed_and_deleted(destination: str) -> None:
@@ -112,7 +113,7 @@ def test_a_write_that_did_not_happen_is_tried_again_and_then_explained(
         put(*args, **options)
 
     monkeypatch.setattr(objects._fs, "pipe_file", busy)
-    monkeypatch.setattr("pipeline.objects.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("pipeline.storage.BACKOFF_SECONDS", 0.001)
     objects.create("key", b"mine")
     assert objects.read("key") == b"mine"
     answers.extend(OSError("503 slow down") for _ in range(9))
