@@ -17,8 +17,9 @@ $(SETUP): pyproject.toml
 demo: setup
 	$(BIN)/earwitness demo
 
+# Two files at a time: half of the tests wait for a server or a cluster. The longest comes first (tests/conftest.py).
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # As long as it takes: every crash point, every fault, and EARWITNESS_CHAOS_KILLS random kills.
 chaos: setup

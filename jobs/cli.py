@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from jobs import flags
+from jobs import cli_cluster, cli_ingest, flags
 from model.errors import EarwitnessError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -45,6 +45,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="See which models are here, and get others.")
 app.add_typer(models, name="models")
+app.add_typer(cli_cluster.app)
+app.add_typer(cli_ingest.app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text for people.")]
 # Arguments are told in the text of their command; typer would list them with the types of Python.
@@ -168,8 +170,8 @@ def sql(
 
     DEST is the folder or url that holds the tables, SELECT one query of DuckDB's; without it, a shell asks for many.
 
-    Views: segments, words, parts, files, media, failures, review_queue, coverage; all_segments and all_parts show older
-    generations too.
+    Views: segments, words, parts, files, media, failures, review_queue, coverage, runs; all_segments, all_parts and
+    all_media show older generations and versions too.
     """
     from jobs.sql import ask, shell
 

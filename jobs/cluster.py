@@ -23,7 +23,7 @@ MAX_PORT = 65_535
 
 @dataclass(frozen=True)
 class Machines:
-    """What a run may use: CPUs and GPUs in all, the number of machines, and the cores of one."""
+    """What a run may use: CPUs and GPUs in all, the number of machines that models stand on, and the cores of one."""
 
     resources: Mapping[str, float]
     nodes: int
@@ -138,7 +138,10 @@ def _silent_standard_error() -> Iterator[None]:
 
 
 def _machines() -> Machines:
+    """What the cluster has now. Models stand on the nodes with a GPU where there is any, so those are counted."""
     import ray
 
-    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
-    return Machines(ray.cluster_resources(), max(1, len(cpus)), int(max(cpus, default=1)))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    hosts = [node for node in nodes if node.get("GPU")] or [node for node in nodes if node.get("CPU")]
+    cores = max((node.get("CPU", 0) for node in hosts), default=1)
+    return Machines(ray.cluster_resources(), max(1, len(hosts)), max(1, int(cores)))

@@ -42,24 +42,18 @@ class Progressing(Watcher):
         waiting(holder, seconds)
 
     def planned(self, run: Run) -> None:
-        place, summary = run.job.place, run.summary
+        summary = run.summary
         self._destination = run.job.destination
-        if summary.recovered_shards:
-            err.print(f"Finished what an earlier run had prepared: {count(summary.recovered_shards, 'shard')}.")
+        show_recovered(summary.recovered_shards)
         if summary.pending:
-            device = "GPU" if place.model_gpus else "CPU"
-            err.print(
-                f"{run.job.model.name}: {summary.pending:,} of {count(summary.listed, 'file')} to do, about "
-                f"{duration(run.plan.audio_seconds)} of audio, {place.total_slots} slots on {device}",
-                soft_wrap=True,
-            )
+            err.print(plan_line(run), soft_wrap=True)
             if not self._dry_run and isolation(find_ffmpeg()) == LIMITS:
                 err.print(UNCONFINED, soft_wrap=True)
 
     @contextmanager
     def running(self, run: Run, tally: Tally) -> Iterator[None]:
         stop = threading.Event()
-        with _bar() as progress:
+        with bar() as progress:
             arguments = (progress, tally, run.plan, stop)
             watcher = threading.Thread(target=_refresh, args=arguments, name="progress", daemon=True)
             watcher.start()
@@ -70,22 +64,10 @@ class Progressing(Watcher):
                 watcher.join(REFRESH_SECONDS)  # it may be waiting for a cluster that is gone
 
     def finished(self, summary: Summary) -> None:
-        if not summary.pending:
-            files = count(summary.listed, "file")
-            out.print(f"Nothing to do: {files} done or given up with this model and options.", soft_wrap=True)
-        elif self._dry_run:
+        if summary.pending and self._dry_run:
             out.print("Dry run: nothing was transcribed or written.")
         else:
-            out.print(
-                f"Done: {duration(summary.audio_seconds)} of audio in {duration(summary.elapsed_seconds)} "
-                f"({times(summary.speed)} real time), {count(summary.segments, 'segment')}."
-            )
-            self._failures(summary.failed_parts)
-
-    def _failures(self, parts: int) -> None:
-        if parts:
-            query = f'earwitness sql {self._destination} "FROM failures"'
-            out.print(f"{count(parts, 'part')} without text; `{query}` says why.", markup=False, soft_wrap=True)
+            show_summary(summary, self._destination)
 
 
 class Json(Watcher):
@@ -93,6 +75,39 @@ class Json(Watcher):
 
     def finished(self, summary: Summary) -> None:
         print(json.dumps(asdict(summary) | {"speed": summary.speed, "sandbox": isolation(find_ffmpeg())}))
+
+
+def show_summary(summary: Summary, destination: str) -> None:
+    """Print what a run came to."""
+    if not summary.pending:
+        files = count(summary.listed, "file")
+        out.print(f"Nothing to do: {files} done or given up with this model and options.", soft_wrap=True)
+        return
+    out.print(
+        f"Done: {duration(summary.audio_seconds)} of audio in {duration(summary.elapsed_seconds)} "
+        f"({times(summary.speed)} real time), {count(summary.segments, 'segment')}."
+    )
+    if summary.failed_parts:
+        query = f'earwitness sql {destination} "FROM failures"'
+        parts = count(summary.failed_parts, "part")
+        out.print(f"{parts} without text; `{query}` says why.", markup=False, soft_wrap=True)
+
+
+def show_recovered(shards: int) -> None:
+    """Say that a run began with the end of another."""
+    if shards:
+        err.print(f"Finished what an earlier run had prepared: {count(shards, 'shard')}.")
+
+
+def plan_line(run: Run) -> str:
+    """What a run has to do, and with what."""
+    place, summary = run.job.place, run.summary
+    device = "GPU" if place.model_gpus else "CPU"
+    return (
+        f"{run.job.model.name}: {summary.pending:,} of {count(summary.listed, 'file')} to do, about "
+        f"{duration(run.plan.audio_seconds)} of audio, {place.total_slots} slots on {device}, "
+        f"{count(place.decode_actors, 'reader')}"
+    )
 
 
 def describe(counts: Counts, plan: Plan, elapsed: float) -> tuple[float, str]:
@@ -130,7 +145,7 @@ def _refresh(progress: Progress, tally: Tally, plan: Plan, stop: threading.Event
             err.print(line, soft_wrap=True)
 
 
-def _bar() -> Progress:
+def bar() -> Progress:
     """One line that never wraps: where the terminal is narrow, the bar gives way."""
     bar = BarColumn(bar_width=None, table_column=Column(max_width=BAR_WIDTH))
     words = TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, overflow="ellipsis"))

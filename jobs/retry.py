@@ -21,10 +21,11 @@ from jobs.transcribe import Watcher
 from model.errors import DestinationError, ModelError
 from pipeline import catalog
 from pipeline.config import Config, configured
+from pipeline.history import Record
 from pipeline.job import Job, Model
+from pipeline.ledger import ledger_of
 from pipeline.placement import place
 from pipeline.plan import plan_again
-from pipeline.records import MEDIA
 from pipeline.recovery import recover
 from pipeline.run import Run, Summary
 from pipeline.store import Store
@@ -110,7 +111,7 @@ def kept_config(store: Store, generation: str) -> Config:
     if given["read"]["part_seconds"] is not None:
         given["read"]["part_seconds"] = float(given["read"]["part_seconds"])  # infinity is kept as the text "inf"
     config = configured(flags=given)
-    return replace(config, run=replace(config.run, slots=None, model_actors=None, decode_actors=None))
+    return replace(config, run=replace(config.run, gpus=None, slots=None, model_actors=None, decode_actors=None))
 
 
 def _run(writer: Writer, generation: str, picked: pa.Table, machines: Machines, watcher: Watcher) -> Summary:
@@ -123,11 +124,12 @@ def _run(writer: Writer, generation: str, picked: pa.Table, machines: Machines, 
             f"The weights of {config.model} are not those that generation {generation} was made with: install the "
             f"same again, or transcribe anew with these."
         )
-    plan = plan_again(picked, writer.done_parts(generation), writer.read("media", MEDIA.names))
-    run = Run(job, plan, Summary(generation, plan.pending, plan.pending), writer)
+    with ledger_of(writer, generation) as ledger:
+        plan = plan_again(picked, ledger)
+    run = Run(job, plan, Summary(generation, listed=plan.listed, pending=plan.pending), writer)
     watcher.planned(run)
     tally = Tally.start()
-    with watcher.running(run, tally):
+    with Record(run, "retry", watcher.recorded), watcher.running(run, tally):
         run.execute(tally)
     watcher.finished(run.summary)
     return run.summary

@@ -8,18 +8,20 @@ print(summary.segments, "segments,", round(summary.speed, 1), "× real time")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jobs.cluster import Machines, is_connected, ray_session, this_machine
 from pipeline.config import Config
+from pipeline.history import Record
 from pipeline.job import Job, Model
 from pipeline.lease import Holder
 from pipeline.objects import ObjectStore
 from pipeline.placement import place
 from pipeline.precision import settled
-from pipeline.run import Run, Summary
+from pipeline.run import Bounds, Run, Summary
 from pipeline.store import Store
 from pipeline.tally import Tally
 from pipeline.writer import Writer
@@ -41,6 +43,9 @@ class Watcher:
     def finished(self, summary: Summary) -> None:
         """All is published, or there was nothing to do."""
 
+    def recorded(self, row: dict[str, Any]) -> None:
+        """The run has its row in the table of runs (`records.RUNS`); a dry run never has."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,6 +56,8 @@ class Request:
     config: Config
     address: str | None = None
     dry_run: bool = False
+    command: str = "transcribe"  # for the table of runs
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 def transcribe(
@@ -67,21 +74,34 @@ def transcribe(
     return execute(Request(listed, to, replace(settings, model=model or settings.model)), Watcher())
 
 
-def execute(request: Request, watcher: Watcher) -> Summary:
-    """Plan; then, unless it is a dry run or nothing is pending, do it. Ray on this machine starts only when needed."""
+def execute(request: Request, watcher: Watcher, work: Callable[[Run, Tally], None] = Run.execute) -> Summary:
+    """Plan; then, unless it is a dry run or nothing is pending, do it. Ray on this machine starts only when needed.
+
+    work: does a planned run; else this process does it alone.
+    """
     with ExitStack() as stack:
         known = request.address or is_connected()  # a cluster that can say what it has
         machines = stack.enter_context(ray_session(request.address)) if known else this_machine()
         run = _prepare(request, machines, watcher, stack)
         watcher.planned(run)
-        if run.plan.pending and not request.dry_run:
-            if not known:
-                stack.enter_context(ray_session(None))
-            tally = Tally.start()
-            with watcher.running(run, tally):
-                run.execute(tally)
+        if not request.dry_run:
+            with Record(run, request.command, watcher.recorded):
+                if run.plan.pending and not known:
+                    stack.enter_context(ray_session(None))
+                _do(run, watcher, work)
         watcher.finished(run.summary)
         return run.summary
+
+
+def _do(run: Run, watcher: Watcher, work: Callable[[Run, Tally], None]) -> None:
+    """All that is pending; of an archive that is done, note at least that another version has come back."""
+    assert run.writer is not None, "it was prepared"
+    if not run.plan.pending:
+        run.writer.add_media(run.plan.media)
+        return
+    tally = Tally.start()
+    with watcher.running(run, tally):
+        work(run, tally)
 
 
 def _prepare(request: Request, machines: Machines, watcher: Watcher, stack: ExitStack) -> Run:
@@ -93,10 +113,11 @@ def _prepare(request: Request, machines: Machines, watcher: Watcher, stack: Exit
     to = ObjectStore(request.to).address
     job = Job(settled(request.config, placement), model, placement, to)
     if request.dry_run:
-        return Run.look(request.sources, store, job)
-    run = None if store else Run.look(request.sources, None, job)  # a misspelt source leaves no new tables behind
+        return Run.look(request.sources, store, job, request.bounds)
+    # A misspelt source leaves no new tables behind.
+    run = None if store else Run.look(request.sources, None, job, request.bounds)
     writer = stack.enter_context(Writer.open(to, on_wait=watcher.waiting))
     if run is None or writer.lease.epoch > 1:  # else nobody was there before, and nothing has changed
-        return Run.prepare(request.sources, writer, job)
+        return Run.prepare(request.sources, writer, job, request.bounds)
     run.writer = writer
     return run

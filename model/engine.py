@@ -13,7 +13,6 @@ it is batched with. The pool knows nothing of clusters, files or tables; one thr
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import deque
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from model.graphs import steps_for
 from model.hearing import Encoded, Hearing
 from model.options import DecodeOptions
 from model.progress import PartProgress
+from model.queue import LongestFirst
 from model.reading import Slot
 from model.sampling import Sampler, random_stream
 from model.tokenizer import Tokenizer
@@ -85,11 +85,6 @@ class _Work:
     future: Future[Transcript]
     order: int
 
-    def __lt__(self, other: _Work) -> bool:
-        """Longest remaining part first, so that the tail stays full; then first come."""
-        mine, theirs = self.progress.remaining_frames, other.progress.remaining_frames
-        return (-mine, self.order) < (-theirs, other.order)
-
 
 class Engine:
     """`submit` parts from any thread; call `turn` from one until it returns False, or `drain`.
@@ -123,7 +118,7 @@ class Engine:
         self._inbox: SimpleQueue[_Work] = SimpleQueue()
         self._order = itertools.count()
         self._unresolved: dict[int, _Work] = {}  # by order: all that were taken in, wherever a failure finds them
-        self._waiting: list[_Work] = []  # a heap
+        self._waiting: LongestFirst[_Work] = LongestFirst()
         self._encoded: deque[Encoded] = deque()
         self._active: list[Slot | None] = []  # None: freed in this turn
         self._audio: list[int] = [0] * slots  # positions of audio that each slot holds
@@ -160,7 +155,8 @@ class Engine:
         for work in self._unresolved.values():
             work.future.set_exception(error)
         self._unresolved.clear()
-        self._waiting, self._active = [], []
+        self._active = []
+        self._waiting.clear()
         self._encoded.clear()
 
     # --- waiting windows to slots ---------------------------------------------------------------------------------
@@ -175,7 +171,7 @@ class Engine:
     def _wait(self, work: _Work) -> None:
         """Queue the next window of a part, or hand over its transcript."""
         if work.progress.remaining_frames > 0:
-            heapq.heappush(self._waiting, work)
+            self._waiting.push(work, work.progress.remaining_frames, work.order)
         else:
             del self._unresolved[work.order]
             work.future.set_result(work.progress.transcript)
@@ -198,7 +194,7 @@ class Engine:
 
     def _encode(self) -> None:
         """Encode the next waiting windows as one batch, more than there are free slots if more wait."""
-        works = [heapq.heappop(self._waiting) for _ in range(min(self._encode_batch, len(self._waiting)))]
+        works = [self._waiting.pop() for _ in range(min(self._encode_batch, len(self._waiting)))]
         self._encoded += self._hearing.encode([(work.progress, work.order) for work in works])
         self.counters.encoded_windows = self._hearing.encoded_windows
         self.counters.encoded_frames = self._hearing.encoded_frames

@@ -9,7 +9,9 @@ Which rows a view shows. Of the attempts at one part one that has text counts ov
 and of twins, which two workers stored under different names, the first name; a segment is shown only with the ledger
 row of its own shard. A copy, an object with the same bytes as another, is shown with the rows of its owner under its
 own name, as long as it has no text of its own. Of several generations of a file the newest one that is whole counts,
-so a file changes over at once when a new model has finished it. It refuses to know how any row came about.
+so a file changes over at once when a new model has finished it. Of several versions of one uri only the one that was
+seen last is shown, from the moment it is seen; all_media, all_parts and all_segments have the others too. An object
+that has left the archive stays. It refuses to know how any row came about.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pipeline.records import STATUSES, WITH_TEXT, WORTH_ANOTHER_TRY
 from pipeline.sink import parquet_bytes
 from pipeline.snapshot import PROTOCOL, SnapshotFileSystem
 from pipeline.spill import spill_folder
-from pipeline.store import TABLES, Store, snapshot
+from pipeline.store import TABLES, Store
 
 READING = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 
@@ -60,6 +62,12 @@ _SEVERITY = "[" + ", ".join(f"'{status}'" for status in STATUSES) + "]"
 # view would otherwise sort the ledger again. It says which rows are shown, and those of a copy under which name.
 STEPS = f"""
 CREATE SCHEMA steps;
+CREATE VIEW steps.media AS FROM read_parquet('{PROTOCOL}://media/*');
+CREATE TABLE steps.superseded AS
+    SELECT DISTINCT media_id FROM steps.media JOIN (
+        SELECT uri, arg_max(media_id, seen_at) AS current FROM steps.media
+        GROUP BY uri HAVING min(media_id) <> max(media_id)
+    ) AS versions USING (uri) WHERE media_id <> current;
 CREATE VIEW steps.ledger AS
     SELECT * EXCLUDE (filename), parse_filename(filename) AS _shard,
         status IN ({_TEXT}) AND same_as IS NULL AS _has_text
@@ -89,14 +97,15 @@ CREATE TABLE steps.shown AS
         SELECT media_id, generation, max("index") FILTER (is_last) + 1 AS parts_total,
             count(*) FILTER (_has_text) AS parts_done,
             coalesce(bool_and(_has_text) AND parts_done = parts_total, false) AS complete
-        FROM chosen GROUP BY media_id, generation
+        FROM chosen ANTI JOIN steps.superseded USING (media_id) GROUP BY media_id, generation
         QUALIFY row_number() OVER (
             PARTITION BY media_id ORDER BY complete DESC, max(committed_at) DESC, generation) = 1)
-    SELECT part_id, _shard, _media, _uri, newest.media_id IS NOT NULL AS newest, parts_total, parts_done, complete
+    SELECT part_id, _shard, _media, _uri, newest.media_id IS NOT NULL AS newest, parts_total, parts_done, complete,
+        chosen.media_id NOT IN (FROM steps.superseded) AS current
     FROM chosen LEFT JOIN newest USING (media_id, generation);
 DROP TABLE steps.copies;
 CREATE TABLE steps.copied AS
-    SELECT part_id, _shard, _media, _uri, newest FROM steps.shown WHERE _media IS NOT NULL;
+    SELECT part_id, _shard, _media, _uri, newest, current FROM steps.shown WHERE _media IS NOT NULL;
 """
 # A copy's rows have names of their own, and a branch of their own: the other takes a condition on a name down to the
 # objects, and this one costs little where there is no copy, which DuckDB sees by a table that is empty.
@@ -109,7 +118,7 @@ def _named(table: str, hidden: str, replaced: str, condition: str) -> str:
         SELECT * EXCLUDE ({hidden}) FROM steps.{table}
         SEMI JOIN (FROM steps.shown WHERE _media IS NULL AND {condition}) USING (part_id, _shard)
         UNION ALL
-        SELECT * EXCLUDE ({hidden}, _media, _uri, newest) REPLACE ({_NAMED}{replaced}) FROM steps.{table}
+        SELECT * EXCLUDE ({hidden}, _media, _uri, newest, current) REPLACE ({_NAMED}{replaced}) FROM steps.{table}
         JOIN (FROM steps.copied WHERE {condition}) USING (part_id, _shard)"""
 
 
@@ -132,7 +141,12 @@ VIEWS = {
         SELECT uri, word.start AS "start", word."end" AS "end", word.word AS word, word.probability AS probability,
             language, segment_index, word_index, media_id, part_id, generation
         FROM (SELECT *, unnest(words) AS word, generate_subscripts(words, 1) - 1 AS word_index FROM segments)""",
-    "media": f"SELECT DISTINCT ON (media_id) * FROM read_parquet('{PROTOCOL}://media/*')",
+    "all_media": """
+        SELECT media_id, any_value(uri) AS uri, any_value(version) AS version, any_value(bytes) AS bytes,
+            any_value(modified_at) AS modified_at, max(seen_at) AS seen_at
+        FROM steps.media GROUP BY media_id""",
+    "media": "FROM all_media ANTI JOIN steps.superseded USING (media_id)",
+    "runs": f"FROM read_parquet('{PROTOCOL}://history/*')",
     "files": f"""
         WITH read AS (
             SELECT coalesce(_media, media_id) AS media_id, coalesce(any_value(_uri), any_value(uri)) AS uri,
@@ -159,7 +173,7 @@ VIEWS = {
     "failures": f"""
         SELECT uri, "index", "start", "end", status, error, attempts, {_GIVEN_UP} AS quarantined, generation, worker,
             committed_at, media_id, part_id
-        FROM ({_parts("true")}) WHERE status NOT IN ({_TEXT})
+        FROM ({_parts("current")}) WHERE status NOT IN ({_TEXT})
         ORDER BY committed_at DESC, uri, "index" """,
     "review_queue": f"""
         SELECT uri, "start", "end", text, len(reasons) AS doubts, reasons, avg_logprob, * EXCLUDE (
@@ -239,8 +253,8 @@ def _explained(error: duckdb.Error) -> EarwitnessError:
 def _filesystem(store: Store) -> SnapshotFileSystem:
     # Parts before segments: the committer adds segments first, so every part seen here has its segments seen after.
     sizes: dict[str, int] = {}
-    for name in ("media", "parts", "segments"):
-        sizes |= {f"{name}/{path}": size for path, size in snapshot(store.table(name)).items()}
+    for name in ("media", "parts", "segments", "history"):
+        sizes |= {f"{name}/{path}": size for path, size in store.snapshot(name).items()}
     # An object without rows stands first in each table: it gives the columns before there is any file, and saves
     # a request after.
     extra = {f"{name}/.columns": parquet_bytes(schema.empty_table()) for name, schema in TABLES.items()}

@@ -59,16 +59,18 @@ class ReadOptions:
 class RunOptions:
     """How the work is spread. But for `precision`, none changes a token; a planner left to choose cuts by the slots."""
 
+    gpus: int | None = None  # some of which may come while the run goes on; None: those that the cluster has
     slots: int | None = None  # windows decoded together by one model actor; None: 24 on CPU, 64 on a GPU
     model_actors: int | None = None  # None: one per GPU of the cluster, or one per machine without
     decode_actors: int | None = None  # None: what keeps the model actors fed
     parts_per_shard: int = 16  # parts that are stored, and become visible, together
     publish_seconds: float = 5.0  # at most so often a Delta commit is made
     precision: str = AUTO  # of the net; the tokens of the reference need float32
+    cost_per_hour: float | None = None  # of one model actor: a GPU, or a machine without; for the table of runs
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "slots", "model_actors", "decode_actors", "parts_per_shard")
-        _at_least(self, 0, "publish_seconds")
+        _at_least(self, 1, "gpus", "slots", "model_actors", "decode_actors", "parts_per_shard")
+        _at_least(self, 0, "publish_seconds", "cost_per_hour")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
 

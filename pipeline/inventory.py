@@ -7,6 +7,7 @@ spaces, `#`, `%`, `?`, `*` or a newline. It refuses to know what is inside an ob
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import platform
 import sys
@@ -18,8 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 
 from model.errors import MediaError, SourceError
+from pipeline.entries import GLOB_CHARACTERS, entries
+from pipeline.records import MEDIA
+
+LISTING = pa.schema([MEDIA.field(name) for name in ("uri", "version", "bytes", "modified_at")])
+LISTED_AT_ONCE = 65_536  # objects turned into columns together
 
 COPY_BYTES = 4 << 20
 CHANGED = "It has changed since it was listed: the next run will read it."
@@ -57,7 +64,6 @@ WINDOW_ADVANCE_SECONDS = 27.0
 MOST_PLANNED_WINDOWS = 11  # 300 seconds: long enough to lose little context, short enough to lose little work
 PARTS_PER_SLOT = 3  # at least, so that the last ones to finish leave few slots empty
 
-_GLOB_CHARACTERS = frozenset("*?[")
 # Where the file systems of fsspec put what changes with the content, and the time of the last change.
 _VERSION_FIELDS = ("ETag", "generation", "etag", "VersionId", "version_id", "ContentMD5", "md5Hash")
 _TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -74,6 +80,11 @@ class MediaObject:
     modified_at: datetime | None
 
 
+def media_id(uri: str, version: str, size: int) -> str:
+    """The name of one object at one version, 32 hex digits; `plan_sql.py` has it as SQL."""
+    return hashlib.sha256("\0".join((uri, version, str(size))).encode()).hexdigest()[:32]
+
+
 def list_media(sources: Sequence[str]) -> Iterator[MediaObject]:
     """Every media object of the sources, each once: sources in their order, objects by name.
 
@@ -81,18 +92,24 @@ def list_media(sources: Sequence[str]) -> Iterator[MediaObject]:
     names left out, and linked folders not followed. Raises: `SourceError` when a source, or any folder in it, cannot be
     listed; only a glob passes over what it may not look into, as a shell does.
     """
-    seen = set()
-    for source in sources:
-        if not source.strip():
-            raise SourceError("A source is empty: give a file, a folder, a glob or a url.")
-        with _source_errors(source):
-            protocol, path = _split(source)
-            found = _entries(_file_system(protocol), path, source)
-        for info in found:
-            media = _media_object(protocol, info)
-            if media.uri not in seen:
-                seen.add(media.uri)
-                yield media
+    for uri, info in _listed(sources):
+        version, size = _version(info), _size(info)
+        yield MediaObject(media_id(uri, version, size), uri, version, size, _modified_at(info))
+
+
+def listing(sources: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """What `list_media` gives, as batches of LISTING: an archive of millions is never held as objects."""
+    objects = _listed(sources)
+    while batch := list(itertools.islice(objects, LISTED_AT_ONCE)):
+        uris = [uri for uri, _ in batch]
+        columns = (uris, *([of(info) for _, info in batch] for of in (_version, _size, _modified_at)))
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=LISTING)
+
+
+def roots(sources: Sequence[str]) -> tuple[str, ...]:
+    """How the uris below each source begin: with the source and a "/"; of a glob, up to its first special character."""
+    return tuple(_root(*_split(source)) for source in sources)
 
 
 def fetch(uri: str, version: str, target: Path) -> str:
@@ -133,93 +150,58 @@ def _split(source: str) -> tuple[str, str]:
     return protocol, source if protocol in ("http", "https") else path
 
 
+def _root(protocol: str, path: str) -> str:
+    start = path if protocol in ("http", "https") else f"{protocol}://{path}"
+    special = [start.find(character) for character in GLOB_CHARACTERS if character in start]
+    return start[: min(special)] if special else start.rstrip("/") + "/"
+
+
+def _listed(sources: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The uri and the info of every media object of the sources, each once."""
+    for source in sources:
+        if not source.strip():
+            raise SourceError("A source is empty: give a file, a folder, a glob or a url.")
+    # Within a source no name comes twice, so that only names of sources that overlap have to be remembered.
+    seen: set[str] | None = set() if _overlap(roots(sources)) else None
+    for source in sources:
+        protocol, path = _split(source)
+        with _source_errors(source):
+            for info in entries(_file_system(protocol), path, source, _is_media):
+                uri = _uri(protocol, str(info["name"]))
+                if seen is None:
+                    yield uri, info
+                elif uri not in seen:
+                    seen.add(uri)
+                    yield uri, info
+
+
+def _overlap(beginnings: Sequence[str]) -> bool:
+    """Whether one place may be below another: sorted, it would stand right before one that begins with it."""
+    ordered = sorted(beginnings)
+    return any(later.startswith(one) for one, later in itertools.pairwise(ordered))
+
+
 def _file_system(protocol: str) -> Any:
     """The file system of a protocol, made in this process: clients do not survive a fork or a pickle."""
     return fsspec.filesystem(protocol)
 
 
-def _entries(fs: Any, path: str, source: str) -> list[dict[str, Any]]:
-    """Info of every file that `source` stands for, by name."""
-    fs.invalidate_cache()
-    try:
-        info = fs.info(path)
-    except FileNotFoundError:
-        if not _GLOB_CHARACTERS.intersection(path):
-            raise
-        return _matches(fs, path, source)
-    if info["type"] == "directory":
-        return _below(fs, path)
-    if info["type"] != "file":
-        raise SourceError(f"{source} is neither a file nor a folder: give one of these, or a glob.")
-    return [info]
-
-
-def _matches(fs: Any, pattern: str, source: str) -> list[dict[str, Any]]:
-    found = fs.glob(pattern, detail=True)
-    if not found:
-        raise SourceError(f"{source} matches nothing: give a file, a folder, or a glob that matches one.")
-    root = os.path.dirname(pattern[: min(pattern.find(c) for c in _GLOB_CHARACTERS if c in pattern)])
-    files = [info for info in found.values() if info["type"] != "directory"]
-    for name, info in found.items():
-        if info["type"] == "directory":
-            files += _below(fs, name)
-    by_name = {info["name"]: info for info in files}
-    return _only_media(fs, root, by_name)
-
-
-def _below(fs: Any, folder: str) -> list[dict[str, Any]]:
-    """All media under a folder; one that may not be read raises.
-
-    Object stores list all keys below a prefix at once. Elsewhere `find` walks, and fsspec's walk leaves out, without a
-    word, every folder that it cannot list; so we walk ourselves.
-    """
-    return _only_media(fs, folder, fs.find(folder, detail=True) if fs.async_impl else _walk(fs, folder))
-
-
-def _walk(fs: Any, folder: str) -> dict[str, dict[str, Any]]:
-    found = {}
-    folders = [folder]
-    while folders:
-        for info in fs.ls(folders.pop(), detail=True):
-            if info["type"] == "directory":
-                folders.append(info["name"])
-            else:
-                found[info["name"]] = info
-    return found
-
-
-def _only_media(fs: Any, root: str, found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Visible audio and video, links to such files resolved, by name."""
-    names = (name for name in sorted(found) if _suffix(name) in MEDIA_SUFFIXES and not _is_hidden(name, root))
-    resolved = (_resolve(fs, found[name]) for name in names)
-    return [info for info in resolved if info["type"] == "file"]
-
-
-def _resolve(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """What a link leads to; a listing only knows the link. One that leads nowhere stays what it is, no file."""
-    try:
-        return fs.info(info["name"]) if info.get("islink") else info
-    except FileNotFoundError:
-        return info
-
-
-def _is_hidden(name: str, root: str) -> bool:
-    below = name.removeprefix(root.rstrip("/"))
-    return any(step.startswith(".") for step in below.split("/"))
+def _is_media(name: str) -> bool:
+    return _suffix(name) in MEDIA_SUFFIXES
 
 
 def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _media_object(protocol: str, info: dict[str, Any]) -> MediaObject:
-    name = str(info["name"])
+def _uri(protocol: str, name: str) -> str:
     uri = name if name.startswith(f"{protocol}://") else f"{protocol}://{name}"
     # Names on a Linux disk are bytes; those that are no UTF-8 fit no table. Such an object becomes a row that says so.
-    uri = uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    version, size = _version(info), int(info["size"] or 0)
-    media_id = hashlib.sha256("\0".join((uri, version, str(size))).encode()).hexdigest()[:32]
-    return MediaObject(media_id, uri, version, size, _modified_at(info))
+    return uri.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _size(info: dict[str, Any]) -> int:
+    return int(info["size"] or 0)
 
 
 def _version(info: dict[str, Any]) -> str:

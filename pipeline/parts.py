@@ -57,8 +57,8 @@ class ReadParts:
     """The Ray stage that reads media on CPUs: rows of `records.MANIFEST` in, rows of `records.AUDIO` out.
 
     Every row that comes in leads to exactly one row with `is_last`, which carries the verdict on the file, unless that
-    verdict is in the ledger already. An object that cannot be read becomes a row; any other exception is a bug, and
-    raises.
+    verdict is in the ledger already, or the deadline of the run comes before the file is begun. An object that cannot
+    be read becomes a row; any other exception is a bug, and raises.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class ReadParts:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """One table of one row for each part, so that a part moves on while the next is read."""
         for media in batch.to_pylist():
+            if not self._register.begins(media["media_id"]):
+                continue
             furthest = self._register.opened(media["media_id"])
             try:
                 rows = self._rows(media) if furthest is None else self._rows_of_the_given_up(media, furthest)

@@ -1,7 +1,8 @@
 """What a run has to do: the archive as listed, minus what the ledger already has for this generation.
 
-Pure arithmetic over two tables, done in DuckDB so that millions of files are columns and not objects. It lists nothing,
-reads nothing and starts nothing.
+All of it is SQL (`plan_sql.py`) over the views of `ledger.py`, and the listing streams through it once, so that
+millions of files that are done cost some time and little memory; what is held as a table is what this run will do. It
+lists nothing, reads nothing and starts nothing.
 
 Of several attempts at one part, one that has text counts over one that has none, then the latest. A copy, an object
 with the same bytes as its owner, is done when its owner is, and else has to be read again.
@@ -9,100 +10,33 @@ with the same bytes as its owner, is done when its owner is, and else has to be 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.errors import EarwitnessError
+from pipeline import plan_sql as sql
 from pipeline.config import ReadOptions
-from pipeline.inventory import MediaObject, choose_part_seconds, estimate_seconds
-from pipeline.records import MANIFEST, MEDIA, OWNERS, PARTS, WITH_TEXT, WORTH_ANOTHER_TRY
-from pipeline.spill import spill_folder
+from pipeline.inventory import LISTING, choose_part_seconds
+from pipeline.records import MANIFEST, MEDIA, OWNERS
 
-LISTED_AT_ONCE = 65_536  # objects turned into columns together
+MOST_ROOTS = 100  # places below which it is worked out what is missing: each is compared with each known uri
+_LISTED = pa.schema([pa.field("position", pa.int64()), *LISTING])
 
-_TEXT = ", ".join(f"'{status}'" for status in WITH_TEXT)
-_AGAIN = ", ".join(f"'{status}'" for status in WORTH_ANOTHER_TRY)
-_ABOVE_ATTEMPTS = 1_000_000_000  # so that text wins over any number of attempts
-_LEDGER = ("media_id", "index", "is_last", "status", "attempts", "part_seconds", "sha256", "same_as")
-_NOTHING = pa.schema([PARTS.field(name) for name in _LEDGER]).empty_table()
 
-# Most files are whole at the first look, which takes a bit for each part, of those that a BIGINT has to spare.
-_BITS = 62
-_WHOLE = f"""
-CREATE TABLE whole AS
-    SELECT media_id, max("index") FILTER (is_last) AS last FROM ledger GROUP BY media_id
-    HAVING bool_and(status NOT IN ({_AGAIN}) AND same_as IS NULL AND "index" < {_BITS})
-        AND bit_or(if("index" < {_BITS}, 1::BIGINT << "index", 0)) = (1::BIGINT << (last + 1)) - 1
-"""
-_NONE_WHOLE = "CREATE TABLE whole (media_id VARCHAR)"
+@dataclass(frozen=True)
+class Seen:
+    """What a listing came to, beside what is known of the archive. Counts of objects."""
 
-# One row per other file of the ledger. `done` holds the indices with a verdict that stays; `last` the index of the last
-# part, once that has one; `attempts` is of what has to be tried again, and `settled` says that nothing will be.
-_FILES = f"""
-CREATE TABLE files AS
-    WITH parts AS (
-        SELECT media_id, "index", max(attempts) AS attempts, any_value(part_seconds) AS part_seconds,
-            arg_max(status NOT IN ({_AGAIN}), rank) AS done, arg_max(is_last, rank) AS is_last, bool_or(text) AS text
-        FROM (SELECT *, status IN ({_TEXT}) AS text, attempts + if(text, {_ABOVE_ATTEMPTS}, 0) AS rank
-            FROM ledger ANTI JOIN whole USING (media_id) WHERE same_as IS NULL)
-        GROUP BY media_id, "index"),
-    own AS (
-        SELECT media_id, any_value(part_seconds) AS part_seconds, max("index") FILTER (done AND is_last) AS last,
-            coalesce(list_sort(list("index") FILTER (done)), []) AS done, bool_or(text) AS has_text,
-            coalesce(max(attempts) FILTER (NOT done), 0) AS attempts
-        FROM parts GROUP BY media_id),
-    copies AS (
-        SELECT media_id, arg_max(same_as, attempts) AS owner, max(attempts) AS attempts
-        FROM ledger WHERE same_as IS NOT NULL GROUP BY media_id),
-    alone AS (
-        SELECT *, attempts > {{retries}}
-            OR coalesce(len(list_filter(done, lambda i: i <= last)) = last + 1, false) AS settled
-        FROM own)
-    SELECT media_id, alone.part_seconds, alone.last, coalesce(alone.done, []) AS done,
-        greatest(coalesce(alone.attempts, 0), coalesce(copies.attempts, 0)) AS attempts,
-        coalesce(alone.settled, false) AS settled_alone,
-        settled_alone OR (NOT coalesce(alone.has_text, false) AND coalesce(owners.settled, false)) AS settled
-    FROM alone FULL JOIN copies USING (media_id) LEFT JOIN (
-        SELECT media_id, settled FROM alone UNION ALL SELECT media_id, true FROM whole
-    ) AS owners ON owners.media_id = copies.owner
-"""
-
-_PENDING = """
-CREATE TABLE pending AS
-    SELECT listed.*, files.part_seconds, coalesce(files.done, []) AS done_parts, files.last + 1 AS parts_total,
-        coalesce(files.attempts, 0) + 1 AS attempt
-    FROM listed ANTI JOIN whole USING (media_id) LEFT JOIN files USING (media_id)
-    WHERE NOT coalesce(files.settled, false)
-"""
-
-_AGAIN_PENDING = """
-CREATE TABLE pending AS
-    SELECT listed.*, files.part_seconds, files.last + 1 AS parts_total, latest.attempts + 1 AS attempt,
-        list_filter(files.done, lambda i: NOT list_contains(chosen.indices, i)) AS done_parts
-    FROM listed JOIN files USING (media_id)
-        JOIN (SELECT media_id, list("index") AS indices FROM picked GROUP BY media_id) AS chosen USING (media_id)
-        JOIN (SELECT media_id, max(attempts) AS attempts FROM ledger GROUP BY media_id) AS latest USING (media_id)
-"""
-
-# Whose content is known: of what is settled, and of what this run goes on with. A file that is half done and gone from
-# the archive is left out, else its copies would wait for it for ever.
-_OWNERS = """
-SELECT unhex(sha256) AS sha256, min({'later': later, 'media_id': owner}).media_id AS media_id
-FROM (
-    SELECT sha256, media_id AS owner, false AS later
-        FROM ledger SEMI JOIN (SELECT media_id FROM whole UNION ALL SELECT media_id FROM files WHERE settled_alone)
-        USING (media_id) WHERE same_as IS NULL AND sha256 IS NOT NULL
-    UNION ALL
-    SELECT sha256, coalesce(same_as, ledger.media_id) AS owner, true AS later
-        FROM ledger WHERE sha256 IS NOT NULL AND owner IN (SELECT media_id FROM pending))
-GROUP BY sha256
-"""
+    listed: int = 0
+    new: int = 0  # under a uri that nobody had seen
+    changed: int = 0  # under one that had another version, or had another in between
+    missing: int | None = None  # known below the sources, and not listed any more; None: not worked out
 
 
 @dataclass(frozen=True)
@@ -110,10 +44,12 @@ class Plan:
     """What to read, and what was seen. `manifest` holds `records.MANIFEST` rows, `media` `records.MEDIA` rows."""
 
     manifest: pa.Table
-    media: pa.Table
+    media: pa.Table  # new to the table of media
     part_seconds: float  # of files that this run starts; those half done keep theirs
     audio_seconds: float  # of what is pending, estimated from sizes and suffixes
     owners: pa.Table = field(default_factory=OWNERS.empty_table)  # `records.OWNERS` rows: content that is known
+    seen: Seen = field(default_factory=Seen)
+    postponed: int = 0  # files that are pending as well, and left to another run
 
     @property
     def pending(self) -> int:
@@ -121,48 +57,63 @@ class Plan:
 
     @property
     def listed(self) -> int:
-        return int(self.media.num_rows)
+        return self.seen.listed
 
     @property
     def pending_bytes(self) -> int:
         return int(pc.sum(self.manifest["bytes"]).as_py() or 0)
 
 
-def plan(objects: Iterable[MediaObject], ledger: pa.Table, options: ReadOptions, slots: int) -> Plan:
-    """Compare the listed `objects` with the ledger (`Store.done_parts`); `slots` are those of the whole run.
+@dataclass(frozen=True)
+class Choice:
+    """What decides a plan beside the tables. `slots` are those of the whole run."""
+
+    options: ReadOptions
+    slots: int
+    most_seconds: float | None = None  # of audio, estimated: the oldest objects first, until so many are reached
+    roots: Sequence[str] = ()  # beginnings of uris that were listed, each as `inventory.roots` has it
+
+
+def plan(listing: Iterable[pa.RecordBatch], ledger: duckdb.DuckDBPyConnection, choice: Choice) -> Plan:
+    """Compare the listed objects, batches of `inventory.LISTING`, with the tables (`ledger.ledger_of`).
 
     The cut of a file belongs to its parts' identity, so a file that is half done keeps the part length it began with.
+    Raises: what listing raises.
     """
-    media = _media_table(objects)
-    known = ledger.select(_LEDGER) if ledger.num_rows else _NOTHING
-    with _tables(ledger=known, listed=_numbered(media)) as tables:
-        tables.execute(_WHOLE)
-        tables.execute(_FILES.format(retries=options.retries))
-        tables.execute(_PENDING)
-        pending = tables.sql("FROM pending ORDER BY position").to_arrow_table()
-        owners = tables.sql(_OWNERS).to_arrow_table().cast(OWNERS) if pending.num_rows else OWNERS.empty_table()
-    seconds = _estimated_seconds(pending)
-    part_seconds = options.part_seconds or choose_part_seconds(seconds, slots)
+    ledger.execute(sql.WHOLE)
+    ledger.execute(sql.KNOWN.format(below=_below(choice.roots)))
+    listed = _candidates(listing, ledger)
+    media, seen = _news(ledger, listed, choice.roots)
+    for statement in (sql.WANTED, sql.RELEVANT, sql.FILES.format(retries=choice.options.retries), sql.DUE):
+        ledger.execute(statement)
+    if choice.most_seconds is None:
+        ledger.execute(sql.PENDING)
+        pending = ledger.sql("FROM pending ORDER BY position").to_arrow_table()
+    else:
+        ledger.execute(sql.OLDEST_PENDING.format(most_seconds=f"'{choice.most_seconds}'::DOUBLE"))
+        pending = ledger.sql(f"FROM pending ORDER BY {sql.OLDEST_FIRST}").to_arrow_table()
+    due = _count(ledger, "due")
+    owners = ledger.sql(sql.OWNERS).to_arrow_table().cast(OWNERS) if pending.num_rows else OWNERS.empty_table()
+    seconds = pc.sum(pending["seconds"]).as_py() or 0.0
+    part_seconds = choice.options.part_seconds or choose_part_seconds(seconds, choice.slots)
     column = pending.schema.get_field_index("part_seconds")
     pending = pending.set_column(column, "part_seconds", pc.fill_null(pending["part_seconds"], part_seconds))
-    return Plan(pending.select(MANIFEST.names).cast(MANIFEST), media, part_seconds, seconds, owners)
+    return Plan(_manifest(pending), media, part_seconds, seconds, owners, seen, due - pending.num_rows)
 
 
-def plan_again(picked: pa.Table, ledger: pa.Table, media: pa.Table) -> Plan:
+def plan_again(picked: pa.Table, ledger: duckdb.DuckDBPyConnection) -> Plan:
     """Read exactly the `picked` parts again, each at an attempt that its file has not seen; what is missing as well.
 
-    picked: the columns media_id and index, of files that have parts of their own in the ledger (`Store.done_parts`).
-    media: `records.MEDIA` rows that hold those files. Their cuts stay.
+    picked: the columns media_id and index, of files that have parts of their own in the ledger. Their cuts stay.
     """
-    known = ledger.select(_LEDGER).filter(pc.is_in(ledger["media_id"], picked["media_id"].combine_chunks()))
-    with _tables(ledger=known, listed=_numbered(media), picked=picked) as tables:
-        tables.execute(_NONE_WHOLE)
-        tables.execute(_FILES.format(retries=0))
-        tables.execute(_AGAIN_PENDING)
-        pending = tables.sql("FROM pending ORDER BY uri").to_arrow_table()
+    ledger.register("picked", picked)
+    for statement in (sql.PICKED, sql.RELEVANT, sql.FILES.format(retries=0), sql.PICKED_PENDING):
+        ledger.execute(statement)
+    pending = ledger.sql("FROM pending ORDER BY uri").to_arrow_table()
     longest = pc.max(pending["part_seconds"]).as_py() or 0.0
-    manifest = pending.select(MANIFEST.names).cast(MANIFEST)
-    return Plan(manifest, MEDIA.empty_table(), longest, _estimated_seconds(pending))
+    seconds = pc.sum(pending["seconds"]).as_py() or 0.0
+    seen = Seen(listed=pending.num_rows)
+    return Plan(_manifest(pending), MEDIA.empty_table(), longest, seconds, seen=seen)
 
 
 def blocks(manifest: pa.Table, readers: int, per_reader: int = 8, largest: int = 64) -> list[pa.Table]:
@@ -171,31 +122,64 @@ def blocks(manifest: pa.Table, readers: int, per_reader: int = 8, largest: int =
     return [manifest.slice(first, rows) for first in range(0, manifest.num_rows, rows)]
 
 
-def _media_table(objects: Iterable[MediaObject]) -> pa.Table:
-    """`records.MEDIA` rows of the objects, in their order."""
-    seen_at = datetime.now(UTC)
-    remaining = iter(objects)
-    batches = []
-    while listed := list(itertools.islice(remaining, LISTED_AT_ONCE)):
-        columns = {name: [getattr(media, name) for media in listed] for name in MEDIA.names if name != "seen_at"}
-        batches.append(pa.RecordBatch.from_pydict(columns | {"seen_at": [seen_at] * len(listed)}, schema=MEDIA))
-    return pa.Table.from_batches(batches, MEDIA)
+class _Listing:
+    """A listing on its way into DuckDB, which reads it once, and of what it raises would keep but the text."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.rows = 0
+        self.raised: EarwitnessError | None = None
+
+    def numbered(self) -> Iterator[pa.RecordBatch]:
+        """The batches, with the position of each row."""
+        try:
+            for batch in self._batches:
+                position = pa.array(np.arange(self.rows, self.rows + batch.num_rows))
+                self.rows += batch.num_rows
+                yield pa.RecordBatch.from_arrays([position, *batch.columns], schema=_LISTED)
+        except EarwitnessError as error:
+            self.raised = error
+            raise
 
 
-def _numbered(media: pa.Table) -> pa.Table:
-    """With the place of each row, for DuckDB to put them back into."""
-    return media.append_column("position", pa.array(range(media.num_rows), pa.int64()))
+def _candidates(batches: Iterable[pa.RecordBatch], ledger: duckdb.DuckDBPyConnection) -> int:
+    """Make the table of candidates out of a listing; returns how many objects were listed."""
+    listing = _Listing(batches)
+    ledger.register("listing", pa.RecordBatchReader.from_batches(_LISTED, listing.numbered()))
+    try:
+        ledger.execute(sql.CANDIDATES)
+    except duckdb.Error as error:
+        if listing.raised is None:
+            raise
+        raise listing.raised from error
+    return listing.rows
 
 
-def _estimated_seconds(media: pa.Table) -> float:
-    places = zip(media["uri"].to_pylist(), media["bytes"].to_pylist(), strict=True)
-    return sum(estimate_seconds(uri, size) for uri, size in places)
+def _news(ledger: duckdb.DuckDBPyConnection, listed: int, roots: Sequence[str]) -> tuple[pa.Table, Seen]:
+    """The `records.MEDIA` rows that the table of media lacks, and how many objects of which kind were seen."""
+    ledger.execute(sql.CURRENT)
+    news = ledger.sql(sql.NEWS).to_arrow_table()
+    changed = int(pc.sum(news["changed"]).as_py() or 0)
+    new = news.num_rows - changed
+    seen_at = pa.repeat(pa.scalar(datetime.now(UTC), MEDIA.field("seen_at").type), news.num_rows)
+    media = news.drop_columns(["changed"]).append_column("seen_at", seen_at).select(MEDIA.names).cast(MEDIA)
+    ((known,),) = ledger.sql("SELECT uris FROM known").fetchall()
+    missing = known - (listed - new) if len(roots) <= MOST_ROOTS else None
+    return media, Seen(listed, new, changed, missing)
 
 
-@contextmanager
-def _tables(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB of its own over Arrow tables; what exceeds the memory goes to a temporary folder, and with it."""
-    with duckdb.connect(config={"temp_directory": str(spill_folder())}) as connection:
-        for name, table in tables.items():
-            connection.register(name, table)
-        yield connection
+def _below(roots: Sequence[str]) -> str:
+    """The condition that a uri of the table of media stands below one of the roots."""
+    if len(roots) > MOST_ROOTS:
+        return "true"
+    quoted = (root.replace("'", "''") for root in roots)
+    return " OR ".join(f"starts_with(uri || '/', '{root}')" for root in quoted) or "true"
+
+
+def _count(ledger: duckdb.DuckDBPyConnection, table: str) -> int:
+    ((rows,),) = ledger.sql(f"SELECT count(*) FROM {table}").fetchall()
+    return int(rows)
+
+
+def _manifest(pending: pa.Table) -> pa.Table:
+    return pending.select(MANIFEST.names).cast(MANIFEST)

@@ -1,6 +1,6 @@
 """Every record that travels or is stored, as Arrow schemas. This file imports no other of the project.
 
-A run moves four kinds of rows, and stores three:
+A run moves four kinds of rows, stores three, and leaves one of its own in the table of RUNS:
 
     MANIFEST ──read──▶ AUDIO ──transcribe──▶ RESULT ──sink──▶ SHARD ──publish──▶ tables MEDIA, PARTS, SEGMENTS
 
@@ -125,7 +125,7 @@ SHARD = _schema(
     failed_rows=pa.int64(),
 )
 
-# The three Delta tables.
+# The Delta tables.
 MEDIA = _schema(
     media_id=pa.string(),
     uri=pa.string(),
@@ -142,4 +142,32 @@ SEGMENTS = _schema(
     channel=pa.int32(),
     **_SEGMENT,
     generation=pa.string(),
+)
+
+# One row for each run that came to its end, written by the holder of the lease. Counts are of files where nothing else
+# is said.
+RUNS = _schema(
+    run_id=pa.string(),  # also the name of its configuration below runs/, where it had something to do
+    command=pa.string(),
+    started_at=pa.timestamp("us", tz="UTC"),
+    ended_at=pa.timestamp("us", tz="UTC"),
+    generation=pa.string(),
+    host=pa.string(),
+    listed=pa.int64(),
+    new=pa.int64(),
+    changed=pa.int64(),
+    missing=pa.int64(),  # known, and not listed any more; null where nobody looked
+    pending=pa.int64(),  # begun by this run, or meant to be
+    remaining=pa.int64(),  # left to the next one by a deadline or by max_hours
+    parts=pa.int64(),
+    segments=pa.int64(),
+    failed_parts=pa.int64(),
+    audio_hours=pa.float64(),
+    elapsed_seconds=pa.float64(),  # of the work: without listing and planning
+    speed=pa.float64(),  # times real time
+    worker_seconds=pa.float64(),  # elapsed, times the model actors
+    gpu_seconds=pa.float64(),  # elapsed, times the GPUs that these booked
+    cost_estimate=pa.float64(),  # worker_seconds at the price that was given; else null
+    ended=pa.string(),  # done, deadline, max_hours, interrupted or error
+    error=pa.string(),
 )

@@ -1,6 +1,7 @@
 """What the readers of one run tell each other: whose content this is, and which object they did not survive.
 
     claim     the same bytes under two names are transcribed under the first, and the second refers to it
+    begins    behind the deadline of a run no object is begun
     opened    an object that ends its reader again and again is given up instead of being read for ever
 
 It counts and remembers, and refuses to know what an object or a part is. Nothing of it is stored: the next run starts
@@ -14,6 +15,7 @@ row that anybody had of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +43,7 @@ class Answers(Protocol):
     """What a reader asks: `Claims` itself where there is one reader, a `Register` where there are many."""
 
     def claim(self, sha256: str, media_id: str) -> str: ...
+    def begins(self, media_id: str) -> bool: ...
     def opened(self, media_id: str) -> int | None: ...
     def handed_on(self, media_id: str, rows: int) -> None: ...
     def closed(self, media_id: str) -> None: ...
@@ -49,10 +52,11 @@ class Answers(Protocol):
 class Claims:
     """The memory behind a register. `owners`: `records.OWNERS` rows, content that the ledger knows.
 
-    The ledger is held as two sorted columns, 70 bytes a file, for there may be millions.
+    They are held as two sorted columns, 70 bytes a file, for there may be millions. deadline: when no object is begun
+    any more, by the clock of this machine alone, whatever those of the readers say.
     """
 
-    def __init__(self, owners: pa.Table | None = None) -> None:
+    def __init__(self, owners: pa.Table | None = None, deadline: datetime | None = None) -> None:
         known = owners or OWNERS.empty_table()
         column = known["sha256"].combine_chunks()
         digests = np.frombuffer(column.buffers()[1] or b"", _DIGEST, len(column), column.offset * DIGEST_BYTES)
@@ -61,6 +65,8 @@ class Claims:
         self._owners = known["media_id"].take(pa.array(order))
         self._claims: dict[bytes, str] = {}
         self._visits: dict[str, _Visit] = {}
+        self._deadline = deadline
+        self._late: set[str] = set()
 
     def claim(self, sha256: str, media_id: str) -> str:
         """The media_id under which this content is transcribed: `media_id` itself for whoever asks first."""
@@ -68,6 +74,17 @@ class Claims:
         if digest not in self._claims:
             self._claims[digest] = self._from_ledger(digest) or media_id
         return self._claims[digest]
+
+    def begins(self, media_id: str) -> bool:
+        """Whether a reader may begin with an object: before the deadline, or if one has begun with it already."""
+        late = self._deadline is not None and datetime.now(UTC) >= self._deadline and media_id not in self._visits
+        if late:
+            self._late.add(media_id)
+        return not late
+
+    def turned_away(self) -> int:
+        """How many objects came too late to be begun."""
+        return len(self._late)
 
     def opened(self, media_id: str) -> int | None:
         """Note that a reader is about to open an object. None: go ahead; else give it up after so many rows of it.
@@ -111,15 +128,25 @@ class Register:
         self._actor = actor
 
     @classmethod
-    def start(cls, owners: pa.Table | None = None) -> Register:
+    def start(cls, owners: pa.Table | None = None, deadline: datetime | None = None) -> Register:
         """A register on the cluster this process is connected to; it lives as long as its handles."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return cls(ray.remote(Claims).options(num_cpus=0, scheduling_strategy=here).remote(owners))
+        return cls(ray.remote(Claims).options(num_cpus=0, scheduling_strategy=here).remote(owners, deadline))
 
     def claim(self, sha256: str, media_id: str) -> str:
         """As `Claims.claim`."""
         owner: str = ray.get(self._actor.claim.remote(sha256, media_id))
         return owner
+
+    def begins(self, media_id: str) -> bool:
+        """As `Claims.begins`."""
+        begins: bool = ray.get(self._actor.begins.remote(media_id))
+        return begins
+
+    def turned_away(self) -> int:
+        """As `Claims.turned_away`."""
+        late: int = ray.get(self._actor.turned_away.remote())
+        return late
 
     def opened(self, media_id: str) -> int | None:
         """As `Claims.opened`; it has arrived when this returns, so that no death can overtake it."""

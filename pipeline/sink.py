@@ -11,6 +11,7 @@ task that Ray ran again, finds the names taken: the first stays, and the twin de
 from __future__ import annotations
 
 import hashlib
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.errors import DestinationError
-from pipeline.objects import ObjectStore
+from pipeline.metrics import StoreMeter
+from pipeline.objects import PATIENCE_SECONDS, ObjectStore
 from pipeline.records import PARTS, RESULT, SEGMENTS, SHARD, WITH_TEXT
 from pipeline.storage import ObjectExists
 
@@ -33,12 +35,16 @@ class PrepareShard:
     """Ray stage: a batch of `records.RESULT` rows in, one `records.SHARD` row out (none for an empty batch)."""
 
     def __init__(self, destination: str) -> None:
-        self.objects = ObjectStore(destination)
+        self.objects = ObjectStore(destination, PATIENCE_SECONDS)
+        self._meter = StoreMeter()
 
     def __call__(self, results: pa.Table) -> pa.Table:
         if results.num_rows == 0:
             return SHARD.empty_table()
-        return pa.Table.from_pylist([prepare(self.objects, results)], schema=SHARD)
+        started = time.monotonic()
+        shard = prepare(self.objects, results)
+        self._meter.stored(results, time.monotonic() - started)
+        return pa.Table.from_pylist([shard], schema=SHARD)
 
 
 def prepare(objects: ObjectStore, results: pa.Table) -> dict[str, Any]:

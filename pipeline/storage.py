@@ -28,6 +28,7 @@ BACKOFF_SECONDS = 0.1  # doubled after each attempt, with jitter
 # when all had their defaults, and after 2 s so.
 RETRIES = {"mode": "standard", "total_max_attempts": 2}
 DELTA_RETRIES = "4"
+MANY = "1000"  # retries that end by the time they take
 DEFAULT_REGION = "us-east-1"
 HIDDEN = "."  # names that start with it are never listed: unfinished files, probes, what a desktop leaves behind
 SCRATCH = f"{HIDDEN}earwitness-"  # our own of them
@@ -51,7 +52,7 @@ class Storage(Protocol):
     def replace(self, key: str, data: bytes) -> None: ...
     def exists(self) -> bool: ...
     def table_uri(self, name: str) -> str: ...
-    def delta_options(self) -> dict[str, str]: ...
+    def delta_options(self, patience: float) -> dict[str, str]: ...
 
 
 def storage_at(url: str) -> Storage:
@@ -116,7 +117,8 @@ class Folder:
     def table_uri(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def delta_options(self) -> dict[str, str]:
+    def delta_options(self, patience: float) -> dict[str, str]:
+        """Nothing: deltalake needs no telling how to reach a disk."""
         return {}
 
 
@@ -181,7 +183,7 @@ class Bucket:
     def table_uri(self, name: str) -> str:
         return f"{self.address}/{name}"
 
-    def delta_options(self) -> dict[str, str]:
+    def delta_options(self, patience: float) -> dict[str, str]:
         """deltalake commits by conditional put and needs no lock table; it finds profiles and instance roles itself."""
         env = os.environ
         endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
@@ -195,6 +197,8 @@ class Bucket:
             "aws_conditional_put": "etag",
             "max_retries": DELTA_RETRIES,
         }
+        if patience:
+            found |= {"max_retries": MANY, "retry_timeout": f"{patience:g}s", "backoff_config.max_backoff": "1s"}
         return {name: value for name, value in found.items() if value}
 
     def _holds(self, key: str, data: bytes) -> bool:

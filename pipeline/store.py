@@ -1,9 +1,10 @@
-"""One destination as its readers see it: three Delta tables, the marker that says it is ours, and every run's Config.
+"""One destination as its readers see it: four Delta tables, the marker that says it is ours, and every run's Config.
 
     DEST/earwitness.json                                     the marker: format version
     DEST/segments/  _delta_log/  data/GENERATION/SHARD.parquet
     DEST/parts/     _delta_log/  data/GENERATION/SHARD.parquet    the ledger
     DEST/media/     _delta_log/  data/BATCH.parquet
+    DEST/history/   _delta_log/  data/RUN.parquet            one row per run
     DEST/runs/UTC-ID.json                                    one Config per run
     DEST/retired/ID.json                                     shards that were merged or dropped (`upkeep.py`)
     DEST/lease/EPOCH.json                                    who wrote when (`lease.py`)
@@ -25,14 +26,14 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from model.errors import DestinationError
 from pipeline.objects import ObjectStore
-from pipeline.records import MEDIA, PARTS, SEGMENTS
+from pipeline.records import MEDIA, PARTS, RUNS, SEGMENTS
 
 FORMAT = 3  # of the layout above and the columns of the tables; any other is refused
 MARKER = "earwitness.json"
-TABLES = {"segments": SEGMENTS, "parts": PARTS, "media": MEDIA}
+TABLES = {"segments": SEGMENTS, "parts": PARTS, "media": MEDIA, "history": RUNS}
+LATER = ("history",)  # tables that an older destination of this format gets with its next run
 LONGEST_REASON = 500  # characters of what a library says
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-DONE = ("media_id", "index", "is_last", "status", "attempts", "part_seconds", "sha256", "same_as")
 
 
 class Store:
@@ -64,7 +65,7 @@ class Store:
         return Store(objects) if is_ours(objects) else None
 
     def table(self, name: str) -> DeltaTable:
-        """The newest snapshot of one of the three tables."""
+        """The newest snapshot of one of the tables."""
         try:
             return DeltaTable(self.objects.table_uri(name), storage_options=self.objects.storage_options)
         except TableNotFoundError as error:
@@ -74,9 +75,12 @@ class Store:
         except (OSError, DeltaError) as error:
             raise unusable(self.objects, f"table {name}", error) from error
 
-    def done_parts(self, generation: str) -> pa.Table:
-        """The ledger of one generation for the planner, every attempt at every part: the columns `DONE`."""
-        return self.read("parts", DONE, f"generation = '{generation}'")
+    def snapshot(self, name: str) -> dict[str, int]:
+        """The objects of one table, as `snapshot` has them; none where a table of LATER is not there yet."""
+        place = self.objects.table_uri(name), self.objects.storage_options
+        if name in LATER and not DeltaTable.is_deltatable(*place):
+            return {}
+        return snapshot(self.table(name))
 
     def latest_run(self) -> dict[str, Any] | None:
         """What `add_run` kept last; None when nothing ever ran."""

@@ -11,6 +11,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,13 +21,14 @@ import torch
 
 from model.alignment import Aligner
 from model.cache import DecoderCache
-from model.engine import Engine
+from model.engine import Counters, Engine
 from model.errors import ModelError
 from model.precision import load_net
 from model.tokenizer import Tokenizer
 from model.transcript import Part, Segment, Transcript, Word
 from model.whisper import Whisper
 from pipeline.job import Job
+from pipeline.metrics import IDLE_REPORT_SECONDS, EngineMeter
 from pipeline.records import RESULT
 from pipeline.tally import Tally
 from pipeline.weights import load_model
@@ -43,14 +45,21 @@ class EngineThread:
     """Drives an engine on a thread of its own, so that an actor's event loop never waits for the net.
 
     If the engine dies, every waiting part fails with its error, and so does every later `submit`.
+    on_idle: told, now and then and when a part comes, for how many seconds there was nothing to do.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, on_idle: Callable[[float], None] = lambda seconds: None) -> None:
         self._engine = engine
+        self._on_idle = on_idle
         self._wake = threading.Event()
         self._dying = threading.Lock()  # so that a part is either in the pool when it fails, or sees that it has
         self._error: BaseException | None = None
         threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    @property
+    def counters(self) -> Counters:
+        """What the engine has done so far."""
+        return self._engine.counters
 
     def submit(self, part: Part) -> Future[Transcript]:
         with self._dying:
@@ -65,7 +74,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while True:
-                self._wake.wait()
+                self._await_parts()
                 self._wake.clear()
                 self._engine.drain()
         except BaseException as error:  # whatever killed the engine is what every waiting part must raise
@@ -73,6 +82,13 @@ class EngineThread:
                 self._error = error
                 self._engine.fail(error)
             raise
+
+    def _await_parts(self) -> None:
+        is_awake = False
+        while not is_awake:
+            started = time.monotonic()
+            is_awake = self._wake.wait(IDLE_REPORT_SECONDS)
+            self._on_idle(time.monotonic() - started)
 
 
 class Transcriber:
@@ -94,7 +110,9 @@ class Transcriber:
         tokenizer = Tokenizer.for_dimensions(checkpoint.dims)
         slots = min(job.place.slots, _room_for_slots(net, max(job.config.decode.beam_size, job.config.decode.best_of)))
         aligner = Aligner(net, tokenizer, checkpoint.alignment_heads)
-        self._engine = EngineThread(Engine(net, tokenizer, job.config.decode, slots, aligner=aligner))
+        self._meter = EngineMeter(job.model.name, slots)
+        engine = Engine(net, tokenizer, job.config.decode, slots, aligner=aligner)
+        self._engine = EngineThread(engine, self._meter.idled)
         self._open = asyncio.Semaphore(slots + max(1, int(slots * PARTS_IN_WAITING)))
         self._model = job.model
         self._worker = f"{platform.node()}/{os.getpid()}"
@@ -113,6 +131,7 @@ class Transcriber:
                 spans = None if speech is None else tuple((start, end) for start, end in speech)
                 part = Part(row["part_id"], mel.reshape(self._model.n_mels, frames), content_frames, spans)
                 transcript = await asyncio.wrap_future(self._engine.submit(part))
+                self._meter.worked(self._engine.counters)
             elapsed = time.perf_counter() - started
         self._tally.transcribed(row["end"] - row["start"])
         return row | self._evidence(transcript, row["start"]) | {"transcribe_seconds": elapsed}

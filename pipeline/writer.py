@@ -27,7 +27,6 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
@@ -35,14 +34,14 @@ from deltalake.transaction import AddAction, RemoveAction
 from model.errors import DestinationError, LeaseError
 from pipeline.config import Config
 from pipeline.lease import LEASE_SECONDS, Holder, Lease
-from pipeline.objects import ObjectStore
-from pipeline.records import MEDIA
+from pipeline.objects import PATIENCE_SECONDS, ObjectStore
+from pipeline.records import MEDIA, RUNS
 from pipeline.sink import SHARD_NAME_LENGTH, parquet_bytes
-from pipeline.storage import ObjectExists
 from pipeline.store import FORMAT, MARKER, TABLES, Store, is_ours, snapshot, unusable
 
 Actions = list[AddAction | RemoveAction]
 EPOCH = "earwitness"  # name of Delta's transaction identifier whose version is the epoch of the last writer
+MEDIA_ROWS = 1 << 20  # in one object of the table of media
 COMMIT_ATTEMPTS = 6
 BACKOFF_SECONDS = 0.1  # doubled after each attempt, with jitter
 # Of two who commit to one version exactly one wins, and the other looks again; else deltalake would move its commit
@@ -84,7 +83,7 @@ class Writer(Store):
             objects.create(MARKER, json.dumps({"format": FORMAT, "written_by": "earwitness"}).encode())
         lease = Lease.take(objects, lease_seconds, on_wait)
         try:
-            writer = cls(objects, lease)
+            writer = cls(ObjectStore(dest, PATIENCE_SECONDS), lease)
             for name, schema in TABLES.items():
                 _create_table(objects, name, schema)
                 writer._fence(name)
@@ -112,31 +111,36 @@ class Writer(Store):
         self.add("segments", [shard_action(shard, "segments") for shard in spoken])
         self.add("parts", [shard_action(shard, "parts") for shard in shards])
 
-    def add_media(self, media: pa.Table) -> int:
-        """Add the `records.MEDIA` rows whose media_id is not known yet; returns how many those were."""
-        known = self.read("media", ["media_id"])["media_id"].combine_chunks()
-        new = media.select(MEDIA.names).cast(MEDIA).filter(pc.invert(pc.is_in(media["media_id"], known)))
-        new = new.group_by("media_id", use_threads=False).aggregate([(n, "first") for n in MEDIA.names[1:]])
-        if new.num_rows == 0:
-            return 0
-        new = new.rename_columns(MEDIA.names).cast(MEDIA).sort_by("media_id")
-        name = hashlib.sha256("\n".join(new["media_id"].to_pylist()).encode()).hexdigest()[:SHARD_NAME_LENGTH]
-        path, data = f"data/{name}.parquet", parquet_bytes(new)
-        try:
+    def add_media(self, media: pa.Table) -> None:
+        """Add `records.MEDIA` rows that the table lacks, as the planner finds them; repeating it changes nothing.
+
+        Of what is added twice, as a version of an object that comes back, the later `seen_at` counts.
+        """
+        rows = media.select(MEDIA.names).cast(MEDIA).sort_by("media_id")
+        actions = []
+        for first in range(0, rows.num_rows, MEDIA_ROWS):
+            data = parquet_bytes(rows.slice(first, MEDIA_ROWS))
+            path = f"data/{hashlib.sha256(data).hexdigest()[:SHARD_NAME_LENGTH]}.parquet"
             self.objects.create(f"media/{path}", data)
-        except ObjectExists:  # a run that died before its commit saw the same media at another time
-            data = self.objects.read(f"media/{path}")
-        self.add("media", [add_action(path, len(data), new.num_rows, None)])
-        return int(new.num_rows)
+            actions.append(add_action(path, len(data), min(MEDIA_ROWS, rows.num_rows - first), None))
+        if actions:
+            self.add("media", actions)
 
     def add_run(self, config: Config, generation: str) -> str:
-        """Keep the Config of a run as `runs/UTC-ID.json`; returns that name without folder and suffix."""
+        """Keep the Config of a run as `runs/RUN_ID.json`; returns that id."""
         started = datetime.now(UTC)
-        name = f"{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        name = run_id(started)
         run = {"run": name, "started_at": started.isoformat(), "generation": generation, "config": asdict(config)}
         text = json.dumps(_json_safe(run), indent=2, allow_nan=False)
         self.objects.create(f"runs/{name}.json", text.encode())
         return name
+
+    def add_history(self, row: dict[str, Any]) -> None:
+        """Add one `records.RUNS` row to the table of runs."""
+        data = parquet_bytes(pa.Table.from_pylist([row], schema=RUNS))
+        path = f"data/{row['run_id']}.parquet"
+        self.objects.create(f"history/{path}", data)
+        self.add("history", [add_action(path, len(data), 1, row["generation"])])
 
     def add(self, name: str, actions: list[AddAction]) -> None:
         """Commit the actions whose path the table does not have."""
@@ -213,6 +217,11 @@ class Writer(Store):
                     f"A worker stored results in its own {self.objects.url}, which this machine does not see: give a "
                     f"folder that all machines share, or s3://BUCKET/PREFIX."
                 )
+
+
+def run_id(started: datetime) -> str:
+    """A name that sorts by the start of a run, and that no other run has."""
+    return f"{started:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
 
 
 def add_action(path: str, size: int, rows: int, generation: str | None) -> AddAction:

@@ -37,7 +37,7 @@ import pipeline.run
 from model.errors import EarwitnessError
 from pipeline.job import Model
 from pipeline.lease import LEASE_SECONDS
-from pipeline.objects import ObjectStore
+from pipeline.objects import PATIENCE_SECONDS, ObjectStore
 from pipeline.sink import PrepareShard
 from pipeline.writer import Writer
 from tests.chaos import rehearsal
@@ -64,6 +64,7 @@ class Order:
     until: str | None = None  # instead of a signal: the run waits for this file, while its lease goes on beating
     clock_seconds: float = 0.0  # by which the clock of this process is ahead
     lease_seconds: float = LEASE_SECONDS
+    patience_seconds: float = PATIENCE_SECONDS
     largest_file: int | None = None  # bytes, RLIMIT_FSIZE
     env: dict[str, str] = field(default_factory=dict)
 
@@ -140,8 +141,10 @@ def _plain(rows: list[dict[str, Any]], order: Order) -> Iterator[None]:
     with (
         patch.object(jobs.transcribe, "ray_session", _no_ray),
         patch.object(jobs.transcribe.Tally, "start", lambda: None),
-        patch.object(pipeline.run.Register, "start", lambda owners: None),
+        patch.object(pipeline.run.Register, "start", lambda owners, deadline: _NoRegister()),
         patch.object(Writer, "open", functools.partial(Writer.open, lease_seconds=order.lease_seconds)),
+        patch("pipeline.writer.PATIENCE_SECONDS", order.patience_seconds),
+        patch("pipeline.sink.PATIENCE_SECONDS", order.patience_seconds),
         patch.object(jobs.transcribe.Model, "of", lambda config: Model(**order.model)),
         patch.object(pipeline.run, "flow", plain_flow),
     ):
@@ -151,6 +154,13 @@ def _plain(rows: list[dict[str, Any]], order: Order) -> Iterator[None]:
 @contextmanager
 def _no_ray(address: str | None) -> Iterator[None]:
     yield
+
+
+class _NoRegister:
+    """What a run asks of the register when all is read: no file came too late."""
+
+    def turned_away(self) -> int:
+        return 0
 
 
 class _Shards:

@@ -25,6 +25,7 @@ from tests.chaos.zygote import Zygote
 from tests.conftest import BUCKET
 
 FAULTS = (Fault.UNAVAILABLE, Fault.LOST_REQUEST, Fault.LOST_ANSWER, Fault.SHORT_BODY, Fault.STALL)
+PATIENCE = 2.0  # seconds, with a storage that does not come back
 BURST = 3  # refusals in a row
 DEPARTURES = 12 if EVERYWHERE else 1
 POSITIONS = 12 if EVERYWHERE else 1
@@ -83,7 +84,7 @@ def test_a_storage_that_goes_away_for_good_ends_the_run_in_one_sentence(
     requests: Counter[str], orders: Orders, forked: Zygote, proxy: Proxy, undisturbed: Holdings
 ) -> None:
     for position in random.Random(SEED).sample(range(requests.total()), DEPARTURES):
-        order = orders(_bucket())
+        order = replace(orders(_bucket()), patience_seconds=PATIENCE)
         proxy.expect(lambda call, last=position: Fault.LOST_REQUEST if call.number >= last else None)  # type: ignore[misc]
         outcome = forked.run(_through(proxy, order))
         proxy.expect(lambda call: None)

@@ -22,33 +22,34 @@ from tests.chaos.conftest import SEED
 from tests.chaos.kills import under_fire
 
 KILLS = int(os.environ.get("EARWITNESS_CHAOS_KILLS", "4"))
-VOLUMES = (1.0, 0.7, 0.5, 0.3)  # makes a dozen of three clips
+# A dozen of three clips; more for many kills, so that a run takes some of them before it ends.
+VOLUMES = tuple(1 - 0.03 * number for number in range(4 if KILLS < 20 else 20))
 SECONDS_A_KILL = 30  # at most, on a machine that does other work as well
 
 pytestmark = pytest.mark.timeout(300 + SECONDS_A_KILL * KILLS)
 
 
 @pytest.fixture(scope="module")
-def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve short recordings of English speech."""
+def clips_of_many_volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short recordings of English speech, each with other bytes."""
     try:
         samples = fetch_samples()
         load_model("tiny.en")
     except (SourceError, ModelError) as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("dozen")
+    folder = tmp_path_factory.mktemp("clips")
     for clip in clips(samples):
         for volume in VOLUMES if clip.parent.name == "en" else ():
-            with wave.open(str(folder / f"{clip.stem}-{volume}.wav"), "wb") as file:
+            with wave.open(str(folder / f"{clip.stem}-{volume:.2f}.wav"), "wb") as file:
                 file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
                 file.writeframes((read_clip(clip) * volume).astype(np.int16).tobytes())
     return folder
 
 
 def test_whatever_is_killed_nothing_is_lost_and_nothing_is_there_twice(
-    dozen: Path, capsys: pytest.CaptureFixture[str]
+    clips_of_many_volumes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with under_fire(dozen, SEED) as fire:
+    with under_fire(clips_of_many_volumes, SEED) as fire:
         expected = fire.undisturbed()
         assert len(expected.tables["parts"]) == 3 * len(VOLUMES)
         try:

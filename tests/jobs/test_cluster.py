@@ -83,3 +83,20 @@ def test_a_cluster_that_refuses_is_one_sentence(
     monkeypatch.setattr("ray.init", refuse)
     with pytest.raises(UsageError, match=said), ray_session(listening):
         pass
+
+
+def test_models_stand_on_the_nodes_with_gpus_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that runs nothing, a dead node, and nodes with and without GPUs."""
+    nodes = [({}, True), ({"CPU": 64.0, "GPU": 8.0}, False), ({"CPU": 32.0}, True), ({"CPU": 16.0}, True)]
+    gpu_nodes = [({"CPU": 8.0, "GPU": 1.0}, True), ({"CPU": 12.0, "GPU": 1.0}, True), ({"GPU": 1.0}, True)]
+
+    def machines(*present: tuple[dict[str, float], bool]) -> tuple[int, int]:
+        monkeypatch.setattr("ray.nodes", lambda: [{"Resources": has, "Alive": alive} for has, alive in present])
+        monkeypatch.setattr("ray.cluster_resources", dict)
+        found = cluster._machines()
+        return found.nodes, found.cores_per_node
+
+    assert machines(*nodes, *gpu_nodes) == (3, 12)
+    assert machines(*nodes) == (2, 32)
+    assert machines(nodes[0]) == (1, 1), "nothing is there yet"
+    assert machines(gpu_nodes[2]) == (1, 1), "a node whose CPUs are all kept for others"

@@ -26,7 +26,7 @@ def plan(audio_seconds: float = 3600.0, pending_bytes: int = 1000) -> Any:
 
 
 def run(summary: Summary, model_gpus: float = 0.0) -> Any:
-    place = SimpleNamespace(model_gpus=model_gpus, total_slots=16)
+    place = SimpleNamespace(model_gpus=model_gpus, total_slots=16, decode_actors=4)
     job = SimpleNamespace(place=place, model=SimpleNamespace(name="base"), destination="out")
     return SimpleNamespace(job=job, summary=summary, plan=plan())
 
@@ -81,7 +81,7 @@ LARGEST = describe(Counts(seconds_transcribed=4e7, files_failed=12345), plan(3.6
 def test_the_line_never_wraps(monkeypatch: pytest.MonkeyPatch, line: str, width: int) -> None:
     terminal = Console(width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(progress, "err", terminal)
-    bar = progress._bar()
+    bar = progress.bar()
     bar.add_task("", total=1.0, completed=0.5, line=line)
     with terminal.capture() as captured:
         terminal.print(bar.get_renderable())
@@ -134,7 +134,10 @@ def test_a_cluster_that_is_gone_ends_the_watch_without_a_word(
 def test_the_plan_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(progress, "isolation", lambda program: BUBBLEWRAP)
     Progressing().planned(run(Summary("g", listed=2000, pending=1), model_gpus=1.0))
-    assert capsys.readouterr() == ("", "base: 1 of 2,000 files to do, about 60 min of audio, 16 slots on GPU\n")
+    assert capsys.readouterr() == (
+        "",
+        "base: 1 of 2,000 files to do, about 60 min of audio, 16 slots on GPU, 4 readers\n",
+    )
 
 
 def test_a_run_without_a_sandbox_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

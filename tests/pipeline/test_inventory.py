@@ -18,6 +18,7 @@ from infra.s3_server import S3Server, s3_server
 from model.errors import MediaError, SourceError
 from pipeline.inventory import (
     CHANGED,
+    LISTING,
     MEDIA_SUFFIXES,
     MediaObject,
     _read,
@@ -25,6 +26,8 @@ from pipeline.inventory import (
     estimate_seconds,
     fetch,
     list_media,
+    listing,
+    roots,
 )
 
 ODD_NAMES = [
@@ -99,6 +102,37 @@ def test_a_file_that_is_named_is_taken_whatever_its_suffix(archive: Path) -> Non
 )
 def test_a_glob_gives_the_media_that_match(archive: Path, pattern: str, names: list[str]) -> None:
     assert relative(found(archive / pattern), archive) == names
+
+
+def test_a_tree_is_listed_by_name_whatever_is_a_folder_in_it(tmp_path: Path) -> None:
+    """A folder stands where its "/" does: behind `a.b.wav`, before `a0.wav`."""
+    names = ["a/x.wav", "a.b.wav", "a0.wav", "a/x/y.wav", "A.wav", "b/z.wav", "a b/c.wav"]
+    for name in names:
+        put(tmp_path / name)
+    assert relative(found(tmp_path), tmp_path) == sorted(names)
+
+
+def test_a_listing_is_columns_of_the_same_objects(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.inventory.LISTED_AT_ONCE", 2)
+    batches = list(listing([str(archive)]))
+    assert [batch.num_rows for batch in batches] == [2, 1]
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    assert rows == [{name: getattr(media, name) for name in LISTING.names} for media in found(archive)]
+
+
+@pytest.mark.parametrize(
+    ("source", "root"),
+    [
+        ("/data/calls", "file:///data/calls/"),
+        ("file:///data/calls/", "file:///data/calls/"),
+        ("/data/20*/x?.wav", "file:///data/20"),
+        ("s3://bucket", "s3://bucket/"),
+        ("s3://bucket/a/b.wav", "s3://bucket/a/b.wav/"),
+        ("https://host/a.wav", "https://host/a.wav/"),
+    ],
+)
+def test_the_uris_of_a_source_have_a_beginning(source: str, root: str) -> None:
+    assert roots([source]) == (root,)
 
 
 def test_sources_keep_their_order_and_an_object_comes_once(archive: Path) -> None:
@@ -300,6 +334,13 @@ def test_a_bucket_is_listed_and_fetched_like_a_folder(s3: Any, tmp_path: Path) -
         name = media.uri.removeprefix("s3://archive/names/")
         assert fetch(media.uri, media.version, tmp_path / "copy") == hashlib.sha256(name.encode()).hexdigest()
         assert media.modified_at and media.bytes == len(name.encode())
+
+
+def test_a_bucket_of_several_pages_is_whole(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.entries.NAMES_AT_ONCE", 3)
+    s3.pipe({f"archive/pages/{number:02d}.wav": b"x" for number in range(7)})
+    s3.pipe_file("archive/pages of another/x.wav", b"x")
+    assert [media.uri[-6:] for media in found("s3://archive/pages")] == [f"{number:02d}.wav" for number in range(7)]
 
 
 def test_an_object_of_s3_has_its_etag_for_a_version(s3: Any, tmp_path: Path) -> None:

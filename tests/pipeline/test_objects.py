@@ -6,6 +6,7 @@ import os
 import pickle
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,32 @@ def test_a_write_that_did_not_happen_is_tried_again_and_then_explained(
     answers.extend(OSError("503 slow down") for _ in range(9))
     with pytest.raises(DestinationError, match="503 slow down"):
         objects.create("other", b"mine")
+
+
+@pytest.mark.parametrize(("patience", "survives"), [(0.0, False), (20.0, True)])
+def test_a_bucket_that_is_away_for_a_moment_is_waited_for_in_the_middle_of_a_run(
+    s3: Any, monkeypatch: pytest.MonkeyPatch, patience: float, survives: bool
+) -> None:
+    objects = pickle.loads(pickle.dumps(ObjectStore("s3://tests/away", patience)))
+    objects.create("key", b"mine")
+    monkeypatch.setattr("pipeline.objects.PAUSE_SECONDS", (0.001, 0.002))
+    cat_file, failures = objects._fs.cat_file, iter(range(9))
+
+    def restarting(key: str) -> Any:
+        if next(failures, None) is not None:
+            raise OSError("connection refused")
+        return cat_file(key)
+
+    monkeypatch.setattr(objects._fs, "cat_file", restarting)
+    with nullcontext() if survives else pytest.raises(DestinationError, match="cannot be used to read key"):
+        assert objects.read("key") == b"mine"
+
+
+def test_a_disk_that_fails_is_not_waited_for(tmp_path: Path) -> None:
+    objects = ObjectStore(str(tmp_path), patience=1e6)
+    (tmp_path / "folder").write_text("a file where a folder should be")
+    with pytest.raises(DestinationError, match="cannot be used to write folder/key"):
+        objects.create("folder/key", b"mine")
 
 
 def test_the_probe_refuses_a_server_that_ignores_the_condition(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

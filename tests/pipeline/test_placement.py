@@ -17,6 +17,7 @@ from pipeline.placement import (
     SLOTS_ON_GPU,
     Placement,
     place,
+    shares,
 )
 
 DEFAULT = RunOptions()
@@ -73,6 +74,11 @@ def test_more_is_in_flight_than_there_are_slots() -> None:
     """Blocks hold at least one part: a model whose calls all wait in slots has none to refill them with."""
     assert on_cpus(2).calls_in_flight == 30 > SLOTS_ON_CPU
     assert on_gpus(1, 8).calls_in_flight == 80 > SLOTS_ON_GPU
+
+
+def test_parts_are_sent_to_a_gpu_one_by_one() -> None:
+    """Ray Data takes no whole blocks there, and would wait for the others of a larger batch."""
+    assert (on_cpus(2).parts_per_call, on_gpus(1, 8).parts_per_call) == (None, 1)
 
 
 def test_what_is_asked_for_is_done() -> None:
@@ -135,3 +141,55 @@ def test_several_models_on_one_machine_share_its_cores() -> None:
     assert (alone.threads, shared.threads) == (64, 32)
     assert shared.model_actors * shared.model_cpus == alone.model_cpus == 32.0
     assert on_gpus(8, 64).threads == 8
+
+
+def test_gpus_that_are_awaited_count_and_bring_their_own_readers() -> None:
+    """One GPU of four is there, beside two cores: readers begin with what fits, and become more as nodes come."""
+    early = on_gpus(1, cores=2, run=RunOptions(gpus=4))
+    assert (early.model_actors, early.decode_actors, early.decode_limit) == (4, 3, 4 * DECODE_ACTORS_PER_GPU)
+    assert early.booked_cpus + FREE_CPUS <= 2.0
+    assert on_gpus(4, cores=16, run=RunOptions(gpus=4)).decode_limit is None
+    assert on_gpus(4, cores=16, run=RunOptions(gpus=2)).model_actors == 2
+
+
+def test_gpus_that_are_awaited_on_a_cluster_without_any() -> None:
+    with pytest.raises(UsageError) as caught:
+        on_cpus(8, run=RunOptions(gpus=2))
+    assert str(caught.value) == (
+        "run.gpus is 2, and the cluster has no GPU yet: add one, or leave it out to run on CPUs."
+    )
+
+
+def test_jobs_share_what_one_would_have() -> None:
+    whole = on_gpus(8, cores=64, nodes=40)
+    parts = shares(whole, cpus=64.0 * 40, count=2)
+    assert [(part.model_actors, part.decode_actors) for part in parts] == [(160, 640), (160, 640)]
+    uneven = shares(on_gpus(5, cores=16), cpus=16.0, count=2)
+    assert [(part.model_actors, part.decode_actors) for part in uneven] == [(3, 10), (2, 10)]
+
+
+def test_awaited_readers_are_shared_as_well() -> None:
+    parts = shares(on_gpus(2, cores=4, run=RunOptions(gpus=4)), cpus=4.0, count=2)
+    assert [(part.decode_actors, part.decode_limit) for part in parts] == [(3, 8), (3, 8)]
+
+
+def test_too_few_cpus_for_so_many_jobs() -> None:
+    with pytest.raises(UsageError) as caught:
+        shares(on_gpus(4, cores=2), cpus=2.0, count=4)
+    assert str(caught.value) == "4 jobs need 4 CPUs, and the cluster has 2: raise --gpus-per-job, or add CPUs."
+
+
+@settings(max_examples=200, deadline=None)
+@given(cores=st.integers(1, 128), gpus=st.integers(0, 8), nodes=st.integers(1, 300), count=st.integers(1, 400))
+def test_no_shares_overbook_the_cluster(cores: int, gpus: int, nodes: int, count: int) -> None:
+    cpus = float(cores * nodes)
+    try:
+        whole = on_gpus(gpus, cores, nodes)
+        parts = shares(whole, cpus, count)
+    except UsageError:
+        return
+    assert len(parts) == min(count, whole.model_actors)
+    assert sum(part.booked_cpus + FREE_CPUS for part in parts) <= cpus
+    assert sum(part.model_actors for part in parts) == whole.model_actors
+    assert sum(part.decode_actors for part in parts) <= whole.decode_actors
+    assert all(part.decode_actors >= 1 for part in parts)

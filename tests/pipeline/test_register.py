@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,16 @@ def test_what_was_given_up_stays_so() -> None:
         claims.closed("a")
 
 
+def test_behind_the_deadline_nothing_is_begun_and_what_was_begun_goes_on() -> None:
+    claims = Claims(deadline=datetime.now(UTC) + timedelta(seconds=0.2))
+    assert claims.begins("early")
+    claims.opened("early")
+    time.sleep(0.3)
+    assert [claims.begins(name) for name in ("early", "late", "late", "later")] == [True, False, False, False]
+    assert claims.turned_away() == 2
+    assert Claims().begins("any") and Claims().turned_away() == 0
+
+
 def test_readers_that_do_not_even_survive_giving_up_end_the_run() -> None:
     claims = Claims()
     for _ in range(2 * MAX_DEATHS):
@@ -124,6 +136,16 @@ def rows_by_claims(claims: Claims, *paths: Path, **changes: Any) -> list[dict[st
     rows = [row | changes for row in manifest(*paths).to_pylist()]
     reader = ReadParts(N_MELS, GENERATION, OPTIONS, register=claims)
     return [table.to_pylist()[0] for table in reader(pa.Table.from_pylist(rows, schema=MANIFEST))]
+
+
+def test_a_file_that_comes_too_late_is_not_read_and_one_that_was_begun_is(talk: Path) -> None:
+    """A reader that died in it before the deadline left rows that its next one must give again."""
+    claims = Claims(deadline=datetime.now(UTC))
+    assert rows_by_claims(claims, talk) == [] and claims.turned_away() == 1
+    begun = Claims(deadline=datetime.now(UTC))
+    (media,) = manifest(talk).to_pylist()
+    begun.opened(media["media_id"])
+    assert len(rows_by_claims(begun, talk)) == 3 and begun.turned_away() == 0
 
 
 def test_the_same_bytes_under_another_name_are_one_row(talk: Path) -> None:

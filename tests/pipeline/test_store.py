@@ -12,8 +12,9 @@ import pytest
 from deltalake import DeltaTable
 
 from model.errors import DestinationError
+from pipeline.catalog import query
 from pipeline.objects import ObjectStore
-from pipeline.records import PARTS, SEGMENTS
+from pipeline.records import PARTS, RUNS, SEGMENTS
 from pipeline.sink import prepare
 from pipeline.store import MARKER, Store, snapshot
 from pipeline.writer import Writer
@@ -43,20 +44,18 @@ def test_plain_parquet_needs_nothing_of_ours(tmp_path: Path, results: Results, w
     assert pq.read_table(tmp_path / "segments" / "data")["text"].to_pylist()[0] == " part 0 segment 0"
 
 
-def test_done_parts_show_every_attempt_of_a_generation(destination: str, results: Results, writer_at: WriterAt) -> None:
+def test_a_table_that_came_later_is_empty_until_the_next_run(destination: str, writer_at: WriterAt) -> None:
     store = writer_at(destination)
-    assert store.done_parts(GENERATION).num_rows == 0
-    failed = results("a", parts=1, status="failed", segment_rows=None)
-    retried = results("a", parts=1, attempts=2)
-    other = results("a", parts=3, generation="f" * 16)
-    store.publish([prepare(store.objects, batch) for batch in (failed, other, retried)])
-    first = {"media_id": "a", "index": 0, "is_last": True, "status": "failed", "attempts": 1, "part_seconds": 60.0}
-    first |= {"sha256": None, "same_as": None}
-    assert store.done_parts(GENERATION).sort_by("attempts").to_pylist() == [
-        first,
-        first | {"status": "ok", "attempts": 2},
-    ]
-    assert sorted(store.done_parts("f" * 16)["index"].to_pylist()) == [0, 1, 2]
+    for path in store.objects.list("history"):
+        store.objects.delete(path)
+    older = Store.open(destination)
+    assert older.snapshot("history") == {}
+    assert query(older, "FROM runs").column_names == RUNS.names
+    with pytest.raises(DestinationError, match="lacks its table history"):
+        older.table("history")
+    store.close()
+    with Writer.open(destination) as writer:
+        assert writer.table("history").version() >= 0
 
 
 def test_reading_before_anything_is_stored_says_what_to_run(destination: str) -> None:
@@ -69,7 +68,7 @@ def test_reading_before_anything_is_stored_says_what_to_run(destination: str) ->
 def test_find_opens_what_is_there(destination: str, writer_at: WriterAt) -> None:
     writer_at(destination)
     found = Store.find(destination)
-    assert found is not None and found.done_parts(GENERATION).num_rows == 0
+    assert found is not None and found.snapshot("parts") == {}
 
 
 def test_a_place_with_other_files_is_left_alone(destination: str) -> None:
@@ -88,15 +87,6 @@ def test_a_marker_we_cannot_read_is_refused(destination: str, marker: bytes, sai
     ObjectStore(destination).create(MARKER, marker)
     with pytest.raises(DestinationError, match=said):
         writer_at(destination)
-
-
-def test_a_ledger_that_lost_an_object_says_so(tmp_path: Path, results: Results, writer_at: WriterAt) -> None:
-    store = writer_at(str(tmp_path / "archive"))
-    shard = prepare(store.objects, results("a"))
-    store.publish([shard])
-    store.objects.delete(f"parts/{shard['parts_path']}")
-    with pytest.raises(DestinationError):
-        store.done_parts(shard["parts_path"].split("/")[1])
 
 
 def test_the_latest_run_is_the_last_that_began(tmp_path: Path, writer_at: WriterAt) -> None:

@@ -24,12 +24,11 @@ from model.errors import ModelError
 from model.options import DecodeOptions
 from model.transcript import Segment, Transcript, Word
 from pipeline.config import Config, ReadOptions, RunOptions
-from pipeline.inventory import list_media
 from pipeline.job import Job, Model
 from pipeline.parts import ReadParts
 from pipeline.placement import Placement
-from pipeline.plan import plan
 from pipeline.records import AUDIO, RESULT
+from pipeline.run import Run
 from pipeline.transcriber import EngineThread, Transcriber, _segment_row
 from tests.model.scripted import ScriptedNet, assert_same, saying, scripted_part, transcribe
 from tests.pipeline.runs import THREADS, TINY, Alone
@@ -190,9 +189,9 @@ def read(job: Job) -> Callable[..., pa.Table]:
     """`records.AUDIO` rows of files, as the stage before makes them."""
 
     def read(*files: Path) -> pa.Table:
-        planned = plan(list_media([str(file) for file in files]), pa.table({}), job.config.read, 1)
+        manifest = Run.look([str(file) for file in files], None, job).plan.manifest
         reader = ReadParts(job.model.n_mels, job.generation, job.config.read)
-        return pa.concat_tables(reader(planned.manifest))
+        return pa.concat_tables(reader(manifest))
 
     return read
 

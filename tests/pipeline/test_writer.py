@@ -76,13 +76,25 @@ def _media(*names: str, seen_at: datetime) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MEDIA)
 
 
-def test_media_are_added_once(destination: str, writer_at: WriterAt) -> None:
+def test_media_are_added_once(destination: str, monkeypatch: pytest.MonkeyPatch, writer_at: WriterAt) -> None:
+    """Also where they are more than one object holds; and none is no commit."""
+    monkeypatch.setattr("pipeline.writer.MEDIA_ROWS", 2)
     store = writer_at(destination)
-    now = datetime.now(UTC)
-    assert store.add_media(_media("a", "b", "a", seen_at=now)) == 2
-    assert store.add_media(_media("b", "c", seen_at=now)) == 1
-    assert store.add_media(_media("c", "a", seen_at=now)) == 0
+    media = _media("b", "a", "c", seen_at=datetime.now(UTC))
+    for _ in range(2):
+        store.add_media(media)
     assert sorted(store.table("media").to_pyarrow_table()["media_id"].to_pylist()) == ["a", "b", "c"]
+    assert len(store.snapshot("media")) == 2
+    version = store.table("media").version()
+    store.add_media(media.slice(0, 0))
+    assert store.table("media").version() == version
+
+
+def test_a_version_that_comes_back_is_a_row_again(destination: str, writer_at: WriterAt) -> None:
+    store = writer_at(destination)
+    for day in (1, 2):
+        store.add_media(_media("a", seen_at=datetime(2025, 1, day, tzinfo=UTC)))
+    assert rows_in(store, "media") == 2
 
 
 def test_media_killed_before_the_commit_are_added_by_the_next_run(
@@ -93,7 +105,7 @@ def test_media_killed_before_the_commit_are_added_by_the_next_run(
         patch.setattr(Writer, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         store.add_media(_media("a", seen_at=datetime(2025, 1, 1, tzinfo=UTC)))
     assert rows_in(store, "media") == 0
-    assert store.add_media(_media("a", seen_at=datetime(2025, 2, 2, tzinfo=UTC))) == 1
+    store.add_media(_media("a", seen_at=datetime(2025, 2, 2, tzinfo=UTC)))
     assert rows_in(store, "media") == 1
 
 
@@ -113,9 +125,9 @@ def test_a_crash_after_the_marker_is_no_obstacle(destination: str) -> None:
         for path in store.objects.list("parts"):
             store.objects.delete(path)
     with pytest.raises(DestinationError, match="lacks its table parts"):
-        Store.open(destination).done_parts(GENERATION)
+        Store.open(destination).snapshot("parts")
     with Writer.open(destination) as store:
-        assert store.done_parts(GENERATION).num_rows == 0
+        assert store.snapshot("parts") == {}
 
 
 def test_results_on_another_disk_are_not_published(tmp_path: Path, results: Results, writer_at: WriterAt) -> None:

@@ -1,0 +1,117 @@
+"""The commands that need a cluster: `earwitness submit`, and `earwitness jobs` for what it left running.
+
+As `cli.py`, it turns arguments into a Config and a call, and what a command needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs import flags
+
+app = typer.Typer()
+jobs = typer.Typer(help="See, stop and read jobs on a cluster.")
+app.add_typer(jobs, name="jobs")
+
+# The help of `jobs list`, `stop` and `logs` alike.
+Address = Annotated[str, typer.Option("--address", metavar="URL", help="The cluster's dashboard: http://HEAD:8265.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", hidden=True)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text for people.")]
+
+
+@app.command()
+def submit(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
+    to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
+    address: Address,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Name or path of the weights; else base.")] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
+    precision: flags.Precision = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Use so many, and await what is missing; else those it has.")
+    ] = None,
+    gpus_per_job: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="More GPUs are shared by several jobs; else 256.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the job, and leave.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Transcribe an archive on a cluster, and follow the job.
+
+    SOURCE is as for transcribe, and is read on the cluster: a path must be on a disk that all its machines share.
+
+    The same command again follows the job that works, or goes on where it ended. Interrupting it ends the following
+    and not the job. The exit code is that of the job.
+
+    No credentials are sent: those of the cluster's own environment count (AWS_* variables, or a role).
+    """
+    from jobs.cluster import prepare_environment
+    from pipeline.config import configured
+    from pipeline.slices import GPUS_PER_JOB
+
+    prepare_environment()
+    decode = {"language": language, "task": task}
+    given = {"decode": _given(decode), "run": _given({"precision": precision, "gpus": gpus})}
+    if language == "auto":
+        given["decode"]["language"] = None
+    settings = configured(config, _given({"model": model}) | given)
+    from jobs.submit import Request
+    from jobs.submit import submit as follow
+
+    request = Request(tuple(sources), to, settings, address, gpus_per_job or GPUS_PER_JOB, detach, as_json)
+    _leave(follow(request))
+
+
+@jobs.callback(invoke_without_command=True)
+def help_when_alone(context: typer.Context) -> None:
+    """A command without its subcommand is a question."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@jobs.command("list")
+def list_jobs(address: Address, as_json: Json = False) -> None:
+    """What runs, and what ran, newest first."""
+    from jobs.cluster_jobs import show_jobs
+
+    show_jobs(address, as_json)
+
+
+@jobs.command("stop")
+def stop_job(job: Job, address: Address) -> None:
+    """End a job; what was stored stays.
+
+    JOB is one of `earwitness jobs list`. The same submit goes on where it stopped.
+    """
+    from jobs.cluster_jobs import stop
+
+    stop(address, job)
+
+
+@jobs.command("logs")
+def show_job_logs(job: Job, address: Address) -> None:
+    """What a job and its slices have printed.
+
+    JOB is one of `earwitness jobs list`.
+    """
+    from jobs.cluster_jobs import show_logs
+
+    show_logs(address, job)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _leave(code: int) -> None:
+    if code:
+        sys.exit(code)
