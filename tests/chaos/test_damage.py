@@ -180,14 +180,14 @@ def test_what_holds_no_audio_is_no_audio(archive: Archive, suffix: str) -> None:
         assert archive.last(f"random.{suffix}")["status"] in ("no_audio", "damaged")
 
 
-@pytest.mark.parametrize("suffix", set(CONTAINERS) - {"wav", "g722"})  # in these two, no byte is wrong
+@pytest.mark.parametrize("suffix", sorted(set(CONTAINERS) - {"wav", "g722"}))  # in these two, no byte is wrong
 def test_five_percent_of_damage_is_noticed(archive: Archive, suffix: str) -> None:
     row = archive.last(f"corrupted.{suffix}")
     assert row["status"] in ("damaged", "truncated") and row["decode_errors"] > 0
     assert ("holds no times" in row["error"]) == (row["container"] in WITHOUT_TIMES)
 
 
-@pytest.mark.parametrize("suffix", set(CONTAINERS) - {"mp3"})  # which has no times
+@pytest.mark.parametrize("suffix", sorted(set(CONTAINERS) - {"mp3"}))  # which has no times
 def test_what_follows_the_damage_keeps_its_time(archive: Archive, suffix: str) -> None:
     whole, _ = decode(archive.clips[suffix])
     rest, _ = decode(archive.folder / f"corrupted.{suffix}")
@@ -208,7 +208,7 @@ def test_a_shift_would_be_seen(pcm: np.ndarray) -> None:
     assert shift(pcm, np.delete(pcm, slice(20_000, 28_000))) == -0.5
 
 
-@pytest.mark.parametrize("suffix", set(CONTAINERS) - {"g722"})
+@pytest.mark.parametrize("suffix", sorted(set(CONTAINERS) - {"g722"}))
 def test_channels_that_cancel_out_are_heard(archive: Archive, pcm: np.ndarray, suffix: str) -> None:
     row = archive.last(f"antiphase.{suffix}")
     assert (row["antiphase"], row["status"], row["channels"]) == (True, "ok", 2)
