@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +50,7 @@ def is_connected() -> bool:
 def prepare_environment() -> None:
     """What Ray reads from the environment; some of it already when it is imported, so this comes before."""
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that asks after the end starts a new Ray
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # a driver under `uv run` must not infect its workers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns on standard error of what is by design here
 
@@ -64,16 +67,37 @@ def ray_session(address: str | None, machines: Machines | None = None) -> Iterat
     if ray.is_initialized():
         yield _machines()
         return
-    if address:
-        _join(address)
-    else:
-        _start_here(machines or this_machine())
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors, it also raises
     try:
+        with _interrupted_afterwards():
+            if address:
+                _join(address)
+            else:
+                _start_here(machines or this_machine())
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors, it also raises
         yield _machines()
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """An interruption in here is heeded at the end: half a `ray.init` ends in a crash, and leaves processes behind."""
+    if threading.current_thread() is not threading.main_thread():  # no signal is heeded there
+        yield
+        return
+    came: list[int] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    waiting = [number for number, handler in usual.items() if handler is signal.default_int_handler]
+    for number in waiting:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number in waiting:
+            signal.signal(number, usual[number])
+    if came:
+        raise KeyboardInterrupt
 
 
 def _join(address: str) -> None:

@@ -48,6 +48,6 @@ class Announcements:
 
 
 def forget(objects: ObjectStore) -> None:
-    """Delete every announcement of a destination: for the publisher, when it begins, and when all is published."""
+    """Delete every announcement of a destination: for the publisher, when it recovers, and when all is published."""
     for path in objects.list(FOLDER):
         objects.delete(path)

@@ -92,7 +92,6 @@ class Campaign:
         self._open: list[_Slice] = []
 
     def __enter__(self) -> Campaign:
-        forget(self._objects)  # of a publisher that died: what was prepared for it is recovered
         return self
 
     def __exit__(

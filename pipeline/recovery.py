@@ -7,7 +7,7 @@ Workers prepare a shard as two objects, and the writer publishes it by two commi
     both, and the segments committed   rolled forward: the parts are committed as well
     a retirement that began            finished (`upkeep.py`)
 
-Nothing is deleted: a worker of the killed run may still be about to store the other half. It refuses to know why the
+No shard is deleted: a worker of the killed run may still be about to store the other half. It refuses to know why the
 writer died.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.announcements import forget
 from pipeline.sink import describe
 from pipeline.store import snapshot
 from pipeline.upkeep import finish_retirements, stored
@@ -29,6 +30,7 @@ def recover(writer: Writer) -> int:
 
     A prepared shard that overlaps the ledger stays unpublished: its parts were stored by a twin, or done again.
     """
+    forget(writer.objects)  # who was to publish what they tell of is gone, and what is prepared is found below
     retired = finish_retirements(writer)
     published = snapshot(writer.table("parts")).keys()
     begun = snapshot(writer.table("segments")).keys() - published

@@ -26,7 +26,8 @@ class Raylets:
 
     def __init__(self) -> None:
         (port,) = s3_server._free_ports(1)
-        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
+        # The agent starts jobs; on its usual port it starts none while another Ray of this machine has that.
+        head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": 0}
         self._cluster = Cluster(True, head_node_args=head | {"object_store_memory": OBJECT_STORE_BYTES})
         self.dashboard = f"http://{self._cluster.head_node.webui_url}"
 

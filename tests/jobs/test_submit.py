@@ -163,6 +163,7 @@ def test_two_who_submit_at_once_follow_one_job_and_its_error_is_theirs(
     assert len(about_it) == 1
 
 
+@ALL
 def test_slices_survive_a_lost_node_and_their_coordinator_is_replaced(
     cluster: Raylets, many: Path, tmp_path: Path, told: Submit, earwitness: Callable[..., Done]
 ) -> None:

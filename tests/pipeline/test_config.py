@@ -114,7 +114,7 @@ def test_values_are_of_the_type_of_their_option(toml: Write) -> None:
         ("[decode]\nlangauge = 'en'", "[decode] langauge is not an option; allowed: avg_logprob_threshold, "),
         ("[read]\nparts_seconds = 60", "[read] parts_seconds is not an option; allowed: channels, max_hours, "),
         ("[decode]\nexact = true", "[decode] exact is not an option; allowed: avg_logprob_threshold, "),
-        ("[run]\nslot = 4", "[run] slot is not an option; allowed: decode_actors, model_actors, parts_per_shard, "),
+        ("[run]\nslot = 4", "[run] slot is not an option; allowed: cost_per_hour, decode_actors, gpus, "),
         ("[decode.beam]\nsize = 5", "[decode] beam is not an option; allowed: "),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipeline.announcements import FOLDER, Announcements
 from pipeline.recovery import recover
 from pipeline.sink import parquet_bytes, prepare, segment_rows, shard_name
 from pipeline.store import Store
@@ -57,6 +58,15 @@ def test_killed_after_both_objects_recovery_publishes(destination: str, results:
     assert shown(store) == (4, 6)
     assert recover(store) == 0
     assert (rows_in(store, "parts"), rows_in(store, "segments")) == (4, 6)
+
+
+def test_what_was_announced_to_a_writer_that_is_gone_is_published_and_forgotten(
+    destination: str, results: Results, writer_at: WriterAt
+) -> None:
+    store = writer_at(destination)
+    Announcements(store.objects, f"{FOLDER}/00000001/0000-1").put([prepare(store.objects, results("a"))])
+    assert recover(store) == 1
+    assert list(store.objects.list(FOLDER)) == []
 
 
 def test_killed_between_the_commits_rows_stay_hidden_till_recovered(
