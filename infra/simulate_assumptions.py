@@ -58,7 +58,6 @@ class Assumptions:
     lost_per_hour: float = _given(0.05, "of nodes, at random times", "assumed")
     replaced_after: float = _given(240.0, "from the loss of a node until another one is there", "assumed")
     start_seconds: float = _given(60.0, "from a node's arrival until its model and readers are ready", "assumed")
-    moves: bool = _given(False, "parts of a lost model go to others, not to its replacement as in Ray", "setting")
 
     reader_speed: float = _given(370.0, "times real time of a reader with a core of its own", "measured")
     slow_readers: float = _given(0.02, "of readers that are stragglers, as slow as such GPUs", "assumed")

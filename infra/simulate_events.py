@@ -31,12 +31,15 @@ from infra.simulate_sinks import Commits, Sinks
 from pipeline.config import RunOptions
 from pipeline.inventory import choose_part_seconds
 from pipeline.placement import Placement, place, shares
-from pipeline.plan import blocks
-from pipeline.slices import slices_needed, split
+from pipeline.slices import blocks, longest_first, slices_needed, split
 
 SAMPLES = 400  # of utilisation, in the time that the work takes at least
 HEAD_CPUS = 10.0  # of machines without GPUs, for each job: the driver, its sinks, and what Ray leaves free
 GONE = -1
+
+
+def _longest_first(manifest: pa.Table, readers: int) -> list[pa.Table]:
+    return blocks(longest_first(manifest), readers)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Policies:
 
     part_seconds: Callable[[float, int], float] = choose_part_seconds
     split: Callable[[pa.Table, int], list[pa.Table]] = split
-    blocks: Callable[[pa.Table, int], list[pa.Table]] = blocks
+    blocks: Callable[[pa.Table, int], list[pa.Table]] = _longest_first
 
 
 @dataclass
@@ -129,7 +132,7 @@ class Simulation:
         tables = self._policies.blocks(manifest, placement.decode_actors)
         files = [pc.cast(table["media_id"], pa.int64()).to_pylist() for table in tables]
         parts = int(np.diff(self._archive.first_part)[np.concatenate(files)].sum())
-        models = Models(clock, ledger, placement.calls_in_flight, given.driver_seconds, given.moves)
+        models = Models(clock, ledger, placement.calls_in_flight, given.driver_seconds, given.start_seconds)
         most_ready = given.ready_parts * placement.model_actors
         readers = Readers(
             clock,
@@ -147,7 +150,7 @@ class Simulation:
             (RunOptions().parts_per_shard, given.prepare_seconds),
             partial(self._results_lost, readers),
         )
-        models.tell = Consumers(readers.go_on, partial(self._ended, sinks), readers.read_again)
+        models.tell = Consumers(readers.go_on, partial(self._ended, sinks), readers.read_again, readers.all_read)
         return self._stand(_Job(readers, models, sinks), placement)
 
     def _stand(self, job: _Job, placement: Placement) -> list[_Place]:

@@ -1,7 +1,8 @@
 """The models of one job: parts that were read wait, are handed to the GPU with the fewest open, and end there.
 
 As Ray Data does it: first come, first served, by a driver that needs its time for each part; a GPU of the machine that
-holds a part is preferred; what a lost model had open waits for its replacement, unless `moves` says otherwise.
+holds a part is preferred. What a lost model had open waits until it starts again: where its node is replaced, or, once
+all is read and handed out, on the GPU of a model that has nothing left to do, which Ray Data ends.
 """
 
 from __future__ import annotations
@@ -37,17 +38,21 @@ class Consumers:
     taken: Callable[[], None]  # a part has left the queue
     ended: Callable[[int, int], None]  # a part, and the node it ended on
     unread: Callable[[list[int]], None]  # parts whose log-mel is lost
+    all_read: Callable[[], bool]
 
 
 class Models:
-    """All of a job. most_open: parts in each model. driver_seconds: for each part. moves: see above."""
+    """All of a job. most_open: parts in each model. driver_seconds: for each part. start_seconds: of a model."""
 
-    def __init__(self, clock: Clock, ledger: Ledger, most_open: int, driver_seconds: float, moves: bool) -> None:
+    def __init__(
+        self, clock: Clock, ledger: Ledger, most_open: int, driver_seconds: float, start_seconds: float
+    ) -> None:
         self._clock, self._ledger = clock, ledger
-        self._most_open, self._driver_seconds, self._moves = most_open, driver_seconds, moves
+        self._most_open, self._driver_seconds, self._start_seconds = most_open, driver_seconds, start_seconds
         self.tell: Consumers
         self._ready: deque[int] = deque()
         self._nodes: dict[int, list[Gpu]] = {}  # those that are ready, by incarnation
+        self._lost: dict[Gpu, None] = {}
         self._roomy: dict[Gpu, None] = {}  # in a fixed order, for a run to be the same again
         self._driver_free_at = 0.0
 
@@ -67,22 +72,18 @@ class Models:
         unread: list[int] = []
         for gpu in gpus:
             gpu.node = node
+            self._lost.pop(gpu, None)
             gpu.pool.advance(self._clock.now)
             kept, gpu.kept = gpu.kept, []
-            for part in kept:
-                if self._ledger.home[part] in self._nodes:
-                    gpu.open += 1
-                    gpu.pool.add(part)
-                else:
-                    unread.append(part)
-            self._plan(gpu)
-            self._note_room(gpu)
+            gpu.open += len(kept)
+            unread += self._begin(gpu, kept)
         self._spread()
         self.tell.unread(unread)
 
     def lose(self, node: int) -> None:
         """A node is gone, with all that is open on its GPUs, and the log-mel of what was read on it."""
         gpus = self._nodes.pop(node, [])
+        self._lost |= dict.fromkeys(gpus)
         displaced = [(gpu, part) for gpu in gpus for part in self._abandon(gpu)]
         unread = [part for part in self._ready if self._ledger.home[part] == node]
         self._ready = deque(part for part in self._ready if self._ledger.home[part] != node)
@@ -91,6 +92,35 @@ class Models:
             self.tell.taken()
         self.tell.unread(unread)
         self._spread()
+        self._start_elsewhere()
+
+    def _start_elsewhere(self) -> None:
+        """When nothing is left to hand out: lost models start where others have nothing left to do."""
+        if self._ready or not self._lost or not self.tell.all_read():
+            return
+        free = [gpu for gpu in self._roomy if not gpu.open]
+        waiting = [gpu for gpu in self._lost if gpu.kept]
+        for gpu, lost in zip(free, waiting, strict=False):
+            kept, lost.kept = lost.kept, []
+            gpu.open += len(kept)
+            self._roomy.pop(gpu)
+            self._clock.after(self._start_seconds, self._started, gpu, gpu.node, kept)
+
+    def _started(self, gpu: Gpu, node: int, parts: list[int]) -> None:
+        there = gpu.node == node
+        self.tell.unread(self._begin(gpu, parts) if there else self._displace([(gpu, part) for part in parts]))
+
+    def _begin(self, gpu: Gpu, parts: list[int]) -> list[int]:
+        """Open parts that were reserved for a GPU; returns those that have to be read again first."""
+        self._end(gpu)
+        unread = [part for part in parts if self._ledger.home[part] not in self._nodes]
+        for part in parts:
+            if self._ledger.home[part] in self._nodes:
+                gpu.pool.add(part)
+        gpu.open -= len(unread)
+        self._plan(gpu)
+        self._note_room(gpu)
+        return unread
 
     def _spread(self) -> None:
         while self._ready and self._roomy:
@@ -151,6 +181,8 @@ class Models:
             self.tell.taken()
         self._note_room(gpu)
         self._plan(gpu)
+        if not gpu.open:
+            self._start_elsewhere()
 
     def _end(self, gpu: Gpu) -> None:
         for part in gpu.pool.advance(self._clock.now):
@@ -174,7 +206,7 @@ class Models:
         for gpu, part in parts:
             if self._ledger.home[part] not in self._nodes:
                 unread.append(part)
-            elif self._moves or gpu.node is not None:  # or it came back before the driver knew that it was gone
+            elif gpu.node is not None:  # it came back before the driver knew that it was gone
                 self._ready.appendleft(part)
             else:
                 gpu.kept.append(part)

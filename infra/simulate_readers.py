@@ -55,6 +55,11 @@ class Readers:
         self._idle: deque[Reader] = deque()
         self._paused: deque[Reader] = deque()
 
+    def all_read(self) -> bool:
+        """Whether nothing is being read, or waits for it."""
+        busy = any(reader.process is not None for own in self._readers.values() for reader in own)
+        return not busy and not self._blocks
+
     def join(self, node: int, speeds: Iterable[float]) -> None:
         """A node is ready, with so many readers."""
         self._readers[node] = [Reader(node, speed) for speed in speeds]

@@ -187,21 +187,24 @@ def retry(
     where: Annotated[str, typer.Option("--where", metavar="SQL", help="Which rows of the view parts.")],
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster; else this machine.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Do parts again that a condition picks, as they were asked for.
 
     DEST is the folder or url that holds the tables; --where any condition over the columns of parts, as in
     --where "status = 'failed'", or "part_id IN (SELECT part_id FROM review_queue)".
 
-    Parts that come out with text replace those before; others leave them as they are.
+    Parts that come out with text replace those before; others leave them as they are. With --json, one line says what
+    was picked, and one for each generation among it what came of it.
     """
     from jobs import cluster
 
     cluster.prepare_environment()
-    from jobs.progress import Progressing
-    from jobs.retry import Request, execute
+    from jobs.progress import Json, Progressing
+    from jobs.retry import Request, execute, print_picked, show_picked
 
-    execute(Request(dest, where, address, dry_run), Progressing(dry_run))
+    watcher, tell = (Json(), print_picked) if as_json else (Progressing(dry_run), show_picked)
+    execute(Request(dest, where, address, dry_run), watcher, tell)
 
 
 @app.command()

@@ -35,6 +35,8 @@ def submit(
     ] = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
     precision: flags.Precision = None,
+    max_hours: flags.MaxHours = None,
+    deadline: flags.Deadline = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
     gpus: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Use so many, and await what is missing; else those it has.")
@@ -50,7 +52,7 @@ def submit(
     SOURCE is as for transcribe, and is read on the cluster: a path must be on a disk that all its machines share.
 
     The same command again follows the job that works, or goes on where it ended. Interrupting it ends the following
-    and not the job. The exit code is that of the job.
+    and not the job. The exit code is that of the job. With a bound, as for a night, the oldest files come first.
 
     No credentials are sent: those of the cluster's own environment count (AWS_* variables, or a role).
     """
@@ -64,10 +66,13 @@ def submit(
     if language == "auto":
         given["decode"]["language"] = None
     settings = configured(config, _given({"model": model}) | given)
+    from jobs.ingest import bounds
     from jobs.submit import Request
     from jobs.submit import submit as follow
+    from pipeline.run import Bounds
 
-    request = Request(tuple(sources), to, settings, address, gpus_per_job or GPUS_PER_JOB, detach, as_json)
+    limits = Bounds() if max_hours is None and deadline is None else bounds(max_hours, deadline)
+    request = Request(tuple(sources), to, settings, address, gpus_per_job or GPUS_PER_JOB, limits, detach, as_json)
     _leave(follow(request))
 
 

@@ -19,12 +19,8 @@ app = typer.Typer()
 def ingest(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
     to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
-    max_hours: Annotated[
-        float | None, typer.Option(metavar="HOURS", help="Of audio, about; what is more is left for the next night.")
-    ] = None,
-    deadline: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Begin no file after 06:00, 90m, or a date and time.")
-    ] = None,
+    max_hours: flags.MaxHours = None,
+    deadline: flags.Deadline = None,
     cost_per_hour: Annotated[
         float | None, typer.Option(metavar="PRICE", help="Of a GPU, or of a machine without, for the estimate of cost.")
     ] = None,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from model.errors import UsageError
+from model.errors import EarwitnessError, UsageError
 
 # Ray Data lets half of its object store be on its way, and what a reader has put there counts as its memory.
 OBJECT_STORE_BYTES = 512 << 20
@@ -21,6 +24,7 @@ MIN_LOCAL_CPUS = 2.0  # booked, not real: a machine of one core runs the same gr
 
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
 MAX_PORT = 65_535
+_FOLDER = "earwitness-"  # and the process that starts the Ray whose folder it is
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,20 @@ def ray_session(address: str | None, machines: Machines | None = None) -> Iterat
     if ray.is_initialized():
         yield _machines()
         return
+    folder = contextlib.nullcontext("") if address else _own_folder()
+    with folder as temporary:
+        yield from _connected(address, machines, temporary)
+
+
+def _connected(address: str | None, machines: Machines | None, folder: str) -> Iterator[Machines]:
+    import ray
+
     try:
         with _interrupted_afterwards():
             if address:
                 _join(address)
             else:
-                _start_here(machines or this_machine())
+                _start_here(machines or this_machine(), folder)
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what it logs as errors, it also raises
         yield _machines()
@@ -132,11 +144,42 @@ def _no_answer(address: str) -> UsageError:
     return UsageError(f"No Ray cluster answers at {address}: check it, or leave it out to run on this machine.")
 
 
-def _start_here(machines: Machines) -> None:
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Where a Ray on this machine has its sockets and logs, which would otherwise stay for ever; a bug leaves them.
+
+    Its path is short: those of Ray's sockets are, and may have 107 bytes. Those of killed runs are cleared away first.
+    """
+    place = os.environ.get("RAY_TMPDIR") or "/tmp"
+    for left in Path(place).glob(f"{_FOLDER}*"):
+        process = left.name.removeprefix(_FOLDER).partition("-")[0]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place)
+    try:
+        yield folder
+    except (EarwitnessError, KeyboardInterrupt):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _start_here(machines: Machines, folder: str) -> None:
     import ray
 
     with _silent_standard_error():
         ray.init(
+            _temp_dir=folder,
             address="local",  # whatever RAY_ADDRESS says: a cluster is only used when it is asked for
             num_cpus=int(machines.resources["CPU"]),
             num_gpus=int(machines.resources["GPU"]),

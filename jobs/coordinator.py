@@ -76,7 +76,7 @@ class Telling(Watcher):
 
 def coordinate(order: Order) -> None:
     """Do what an order asks for, on the cluster this job was started on. Raises: every user error of a run."""
-    request = Request(order.sources, order.to, order.config, "auto", command="submit")
+    request = Request(order.sources, order.to, order.config, "auto", command="submit", bounds=order.bounds)
     with ray_session("auto") as machines:
         _end_when_stopped()
         gpus = order.config.run.gpus or int(machines.resources.get("GPU", 0))
@@ -101,10 +101,12 @@ def _divide(run: Run, tally: Tally, jobs: RayJobs, most: int) -> None:
     resources = ray.cluster_resources()
     places = shares(run.job.place, resources.get("CPU", 0.0), min(most, run.plan.pending))
     name = f"board-{uuid.uuid4().hex}"
-    board = Board.put_up(name, Register.start(run.plan.owners), tally)
+    register = Register.start(run.plan.owners, run.bounds.deadline)
+    board = Board.put_up(name, register, tally)
     slices = SliceJobs(jobs, _own_name(), run.job, name, places, resources)
     with Campaign(run, slices, len(places)) as campaign:
         run.execute(tally, campaign.waves())
+    run.summary.remaining += register.turned_away()
     board.handles()  # it has to be kept until here: an actor ends with its last handle
 
 

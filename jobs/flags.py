@@ -1,4 +1,4 @@
-"""The options of `earwitness transcribe` that decide a text: their names, their help, and how the help is grouped.
+"""Options that commands share, and those that decide a text: their names, their help, and how the help is grouped.
 
 Each is None, or False, where it was not given; what that comes to, and what is allowed, is decided where the options
 live (`model/options.py`, `pipeline/config.py`).
@@ -20,6 +20,13 @@ TEXT, SEARCH, LANGUAGE, SOUND, SILENCE = "Text", "Search", "Language", "Sound", 
 
 Exact = Annotated[bool, typer.Option("--exact", help="Decode as openai/whisper does, token for token.")]
 Precision = Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16; else auto.")]
+
+MaxHours = Annotated[
+    float | None, typer.Option(metavar="HOURS", help="Of audio, about; what is more is left for the next night.")
+]
+Deadline = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Begin no file after 06:00, 90m, or a date and time.")
+]
 
 InitialPrompt = Annotated[
     str | None,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ from model.errors import EarwitnessError, UsageError
 from pipeline.config import Config
 from pipeline.job import Model
 from pipeline.placement import Placement
+from pipeline.run import Bounds
 from pipeline.slices import GPUS_PER_JOB
 
 NAME_DIGITS = 12  # of the hash in the name of a job
@@ -36,10 +38,11 @@ class Order:
     to: str
     config: Config
     gpus_per_job: int = GPUS_PER_JOB
+    bounds: Bounds = field(default_factory=Bounds)
 
     @property
     def name(self) -> str:
-        """Of the job: the same for the same sources, destination and configuration, in any order of sources."""
+        """Of the job: the same for the same sources, destination and configuration, in any order and any bounds."""
         decided = {"sources": sorted(self.sources), "to": self.to, "config": asdict(self.config)}
         digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
         return f"{MARK}-{digest[:NAME_DIGITS]}"
@@ -59,8 +62,8 @@ class SliceOrder:
 
 
 def written(order: Order | SliceOrder) -> str:
-    """An order as one line of text. JSON of Python's kind: it knows infinity."""
-    return json.dumps(asdict(order))
+    """An order as one line of text. JSON of Python's kind: it knows infinity; times are ISO 8601."""
+    return json.dumps(asdict(order), default=datetime.isoformat)
 
 
 def read(kind: type[_T], text: str) -> _T:

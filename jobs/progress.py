@@ -87,6 +87,8 @@ def show_summary(summary: Summary, destination: str) -> None:
         f"Done: {duration(summary.audio_seconds)} of audio in {duration(summary.elapsed_seconds)} "
         f"({times(summary.speed)} real time), {count(summary.segments, 'segment')}."
     )
+    if summary.remaining:
+        out.print(f"{count(summary.remaining, 'file')} left to the next run.")
     if summary.failed_parts:
         query = f'earwitness sql {destination} "FROM failures"'
         parts = count(summary.failed_parts, "part")

@@ -7,7 +7,8 @@ transcript that both show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.ledger import ledger_of
 from pipeline.placement import place
 from pipeline.plan import plan_again
 from pipeline.recovery import recover
-from pipeline.run import Run, Summary
+from pipeline.run import SECONDS_PER_HOUR, Run, Summary
 from pipeline.store import Store
 from pipeline.tally import Tally
 from pipeline.writer import Writer
@@ -52,14 +53,15 @@ class Request:
     dry_run: bool = False
 
 
-def execute(request: Request, watcher: Watcher) -> list[Summary]:
+def execute(request: Request, watcher: Watcher, tell: Callable[[pa.Table], None]) -> list[Summary]:
     """Do the picked parts again, one run for each generation among them; returns what was done, nothing in a dry run.
 
-    Raises: `UsageError` when the condition is none over the view `parts`; `LeaseError` while another process writes;
-    `DestinationError` when a configuration is not kept; `ModelError` when the weights are others now.
+    tell: takes the picked parts, rows of PICKED. Raises: `UsageError` when the condition is none over the view `parts`;
+    `LeaseError` while another process writes; `DestinationError` when a configuration is not kept; `ModelError` when
+    the weights are others now.
     """
     picked = pick(Store.open(request.to), request.where)
-    show_picked(picked)
+    tell(picked)
     if request.dry_run or not picked.num_rows:
         return []
     with ExitStack() as stack:
@@ -90,10 +92,17 @@ def show_picked(picked: pa.Table) -> None:
     counts = [("index", "count"), ("media_id", "count_distinct"), ("seconds", "sum")]
     reasons = picked.group_by(["status", "error"]).aggregate(counts).sort_by([("index_count", "descending")])
     reasons = reasons.rename_columns(["status", "error", "parts", "files", "seconds"])
-    hours = pc.round(pc.divide(reasons["seconds"], 3600.0), 2)
+    hours = pc.round(pc.divide(reasons["seconds"], SECONDS_PER_HOUR), 2)
     console.show(reasons.drop_columns(["seconds"]).append_column("hours", hours).slice(0, REASONS_SHOWN))
     if reasons.num_rows > REASONS_SHOWN:
         console.out.print(f"and {reasons.num_rows - REASONS_SHOWN} reasons more")
+
+
+def print_picked(picked: pa.Table) -> None:
+    """Print how many parts, files and hours fit, as one line of JSON."""
+    hours = (pc.sum(picked["seconds"]).as_py() or 0.0) / SECONDS_PER_HOUR
+    files = pc.count_distinct(picked["media_id"]).as_py()
+    print(json.dumps({"parts": picked.num_rows, "files": files, "hours": round(hours, 3)}))
 
 
 def kept_config(store: Store, generation: str) -> Config:

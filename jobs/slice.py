@@ -19,7 +19,7 @@ from pipeline.announcements import Announcements
 from pipeline.board import Board
 from pipeline.campaign import read_manifest
 from pipeline.job import Job
-from pipeline.objects import ObjectStore
+from pipeline.objects import PATIENCE_SECONDS, ObjectStore
 from pipeline.plan import Plan
 from pipeline.records import MEDIA
 from pipeline.run import Run, Summary
@@ -32,7 +32,7 @@ def prepare_slice(order: SliceOrder) -> None:
 
     Raises: `LeaseError` when nobody is there to publish them; user errors of the workers, as any run.
     """
-    objects = ObjectStore(order.to)
+    objects = ObjectStore(order.to, PATIENCE_SECONDS)
     manifest = read_manifest(objects, order.folder)
     line = Announcements(objects, order.folder)
     job = Job(order.config, order.model, order.place, order.to)

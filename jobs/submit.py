@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.progress import TaskID
@@ -25,7 +25,7 @@ from jobs.ray_jobs import ENDED, RayJobs
 from jobs.slice_jobs import COORDINATOR
 from model.errors import EarwitnessError
 from pipeline.config import Config
-from pipeline.run import Summary
+from pipeline.run import Bounds, Summary
 from pipeline.slices import GPUS_PER_JOB
 
 LONGEST_NOTE = 200  # characters of sources in what Ray keeps of a job
@@ -41,6 +41,7 @@ class Request:
     config: Config
     address: str
     gpus_per_job: int = GPUS_PER_JOB
+    bounds: Bounds = field(default_factory=Bounds)
     detach: bool = False
     as_json: bool = False
 
@@ -51,7 +52,7 @@ def submit(request: Request) -> int:
     Raises: `UsageError` when no dashboard answers, and the error that ended the job, as if it had happened here.
     """
     sources = tuple(absolute(source) for source in request.sources)
-    order = Order(sources, absolute(request.to), request.config, request.gpus_per_job)
+    order = Order(sources, absolute(request.to), request.config, request.gpus_per_job, request.bounds)
     jobs = RayJobs.at(request.address)
     name, is_new = start(jobs, order)
     if request.detach:

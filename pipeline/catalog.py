@@ -159,6 +159,7 @@ VIEWS = {
                 max(expected_seconds) AS expected_seconds,
                 coalesce(max(decoded_seconds), sum("end" - "start") FILTER ({_ONCE})) AS decoded_seconds,
                 coalesce(sum(covered_seconds), 0) AS covered_seconds,
+                greatest(1, count(DISTINCT channel) FILTER (antiphase IS NOT true)) AS channels,
                 coalesce(sum(segments), 0)::BIGINT AS segments,
                 any_value(parts_done) AS parts_done, any_value(parts_total) AS parts_total,
                 any_value(complete) AS complete
@@ -167,7 +168,7 @@ VIEWS = {
             coalesce(seconds, 0) AS seconds, coalesce(seconds, 0) / 3600 AS hours, language,
             coalesce(parts_done, 0) AS parts_done, coalesce(parts_failed, 0) AS parts_failed, parts_total,
             coalesce(complete, false) AS complete, coalesce(quarantined, false) AS quarantined,
-            expected_seconds, decoded_seconds, covered_seconds,
+            expected_seconds, decoded_seconds, covered_seconds, channels,
             coalesce(segments, 0) AS segments, media.version, media.bytes, read.generation
         FROM media FULL JOIN read USING (media_id)""",
     "failures": f"""
@@ -188,8 +189,8 @@ VIEWS = {
             FROM segments)
         WHERE len(reasons) > 0 ORDER BY doubts DESC, avg_logprob, uri, "start" """,
     "coverage": """
-        SELECT uri, decoded_seconds, covered_seconds,
-            CASE WHEN decoded_seconds > 0 THEN covered_seconds / decoded_seconds END AS share, media_id
+        SELECT uri, decoded_seconds, covered_seconds, channels,
+            CASE WHEN decoded_seconds > 0 THEN covered_seconds / (decoded_seconds * channels) END AS share, media_id
         FROM files WHERE status <> 'pending'""",
 }
 

@@ -10,7 +10,9 @@ import hashlib
 import itertools
 import os
 import platform
+import random
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,14 +32,24 @@ LISTED_AT_ONCE = 65_536  # objects turned into columns together
 
 COPY_BYTES = 4 << 20
 CHANGED = "It has changed since it was listed: the next run will read it."
+PATIENCE_SECONDS = 30.0  # for a server that does not answer
+PAUSE_SECONDS = (0.2, 1.0)  # between two attempts
+# What storages raise: OSError, and what the clients that are in use have besides (no credentials, an HTTP 503).
 _CLIENT_ERRORS = (
+    ("builtins", "OSError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("aiohttp", "ClientError"),
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),
 )
-
+_UNANSWERED = (
+    ("builtins", "ConnectionError"),
+    ("builtins", "TimeoutError"),
+    ("botocore.exceptions", "ConnectionError"),
+    ("botocore.exceptions", "HTTPClientError"),
+    ("aiohttp", "ClientConnectionError"),
+)
 _EXPIRED = "FileExpired"  # s3fs's answer to 412, by its name: s3fs is an extra, and may be missing
 
 # Bytes that a second of audio typically takes, picture included. Only sizes are known before reading, so hours are an
@@ -115,14 +127,17 @@ def roots(sources: Sequence[str]) -> tuple[str, ...]:
 def fetch(uri: str, version: str, target: Path) -> str:
     """Copy one listed object to a local file; returns the sha256 of what was copied, 64 hex digits.
 
-    Raises: `MediaError` of status "failed" when the object is gone, cannot be read, or is no longer `version`.
+    A server that does not answer is asked again for PATIENCE_SECONDS: it may be restarting, and that is no fault of the
+    object. Raises: `MediaError` of status "failed" when the object is gone, cannot be read, or is no longer `version`.
     """
-    digest = hashlib.sha256()
-    with target.open("wb") as file:
-        for chunk in _read(uri, version):
-            digest.update(chunk)
-            file.write(chunk)  # a full disk here is no fault of the object, and raises as what it is
-    return digest.hexdigest()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return _copy(uri, version, target)
+        except MediaError as error:
+            if not isinstance(error.__cause__, _classes(_UNANSWERED)) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(*PAUSE_SECONDS))
 
 
 def estimate_seconds(uri: str, size: int) -> float:
@@ -225,6 +240,15 @@ def _modified_at(info: dict[str, Any]) -> datetime | None:
     return None
 
 
+def _copy(uri: str, version: str, target: Path) -> str:
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        for chunk in _read(uri, version):
+            digest.update(chunk)
+            file.write(chunk)  # a full disk here is no fault of the object, and raises as what it is
+    return digest.hexdigest()
+
+
 def _read(uri: str, version: str) -> Iterator[bytes]:
     """The bytes of one object, as long as it is the version that was listed.
 
@@ -271,7 +295,7 @@ def _source_errors(source: str) -> Iterator[None]:
         raise SourceError(f"{what} may not be read: check its permissions, or the credentials.") from error
     except ValueError as error:
         raise SourceError(f"{source} is not an address that can be listed: {error}.") from error
-    except _storage_failures() as error:
+    except _classes(_CLIENT_ERRORS) as error:
         hint = "; check the AWS_* variables" if source.startswith("s3") else ""
         raise SourceError(f"{source} cannot be listed: {str(error).rstrip('.')}{hint}.") from error
 
@@ -285,12 +309,12 @@ def _media_errors(uri: str) -> Iterator[None]:
         raise MediaError("failed", reason) from error
     except PermissionError as error:
         raise MediaError("failed", "It may not be read: check its permissions, or the credentials.") from error
-    except _storage_failures() as error:
+    except _classes(_CLIENT_ERRORS) as error:
         if type(error).__name__ == _EXPIRED:
             raise MediaError("failed", CHANGED) from error
         raise MediaError("failed", f"It could not be fetched: {str(error).rstrip('.')}.") from error
 
 
-def _storage_failures() -> tuple[type[Exception], ...]:
-    """What storages raise: OSError, and what the clients that are in use have besides (no credentials, an HTTP 503)."""
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in _CLIENT_ERRORS if module in sys.modules))
+def _classes(named: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
+    """Those of the named exceptions whose module is in use."""
+    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)

@@ -116,12 +116,6 @@ def plan_again(picked: pa.Table, ledger: duckdb.DuckDBPyConnection) -> Plan:
     return Plan(_manifest(pending), MEDIA.empty_table(), longest, seconds, seen=seen)
 
 
-def blocks(manifest: pa.Table, readers: int, per_reader: int = 8, largest: int = 64) -> list[pa.Table]:
-    """The manifest in blocks of whole rows, several for each reader, so that no reader is left with a long queue."""
-    rows = max(1, min(largest, manifest.num_rows // (readers * per_reader)))
-    return [manifest.slice(first, rows) for first in range(0, manifest.num_rows, rows)]
-
-
 class _Listing:
     """A listing on its way into DuckDB, which reads it once, and of what it raises would keep but the text."""
 

@@ -23,9 +23,10 @@ from pipeline.flow import flow
 from pipeline.inventory import listing, roots
 from pipeline.job import Job
 from pipeline.ledger import ledger_of
-from pipeline.plan import Choice, Plan, blocks, plan
+from pipeline.plan import Choice, Plan, plan
 from pipeline.recovery import recover
 from pipeline.register import Register
+from pipeline.slices import blocks, longest_first
 from pipeline.store import Store
 from pipeline.tally import Tally
 from pipeline.writer import Writer
@@ -137,9 +138,10 @@ class Run:
     def prepared(self, tally: Tally, register: Register) -> Iterator[list[dict[str, Any]]]:
         """Prepare what is pending, and publish nothing: `records.SHARD` rows in groups, as they come."""
         _configure_ray_data()
-        manifest = blocks(self.plan.manifest, self.job.place.decode_actors)
+        # With bounds the oldest objects come first, as planned; else nothing long may be left for the end.
+        manifest = longest_first(self.plan.manifest) if self.bounds.most_seconds is None else self.plan.manifest
         try:
-            yield from self._waves(flow(manifest, self.job, tally, register))
+            yield from self._waves(flow(blocks(manifest, self.job.place.decode_actors), self.job, tally, register))
         except RayError as error:
             told = told_by_worker(error)
             if told is None:

@@ -1,13 +1,15 @@
-"""A manifest cut into slices of about the same duration, each for one job of its own.
+"""A manifest cut into slices of about the same duration, each for one job of its own, and a job's into blocks.
 
 One driver handles so many GPUs and no more (ray-project/ray#63544), so a larger cluster gets several, and every file
-belongs to exactly one of them. Pure arithmetic: it starts nothing, and refuses to know what becomes of a slice
-(`campaign.py`). A slice is of files; the shards of `records.SHARD` are what is stored of them.
+belongs to exactly one of them; within a job, a block is what one reader reads at a time. Pure arithmetic: it starts
+nothing, and refuses to know what becomes of a slice (`campaign.py`) or of a block (`flow.py`). A slice is of files; the
+shards of `records.SHARD` are what is stored of them.
 """
 
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,10 @@ import pyarrow.compute as pc
 
 from pipeline.inventory import estimate_seconds
 
-GPUS_PER_JOB = 256  # 0.3 parts a second for each are 80 blocks a second, which one driver schedules with ease
+GPUS_PER_JOB = 256  # 1.4 parts a second for each are 360 tasks a second, of 0.5 ms of a driver's time each
+LONGEST_BLOCK_SECONDS = 1800.0  # five seconds of reading: a lost reader, and the last one, cost no more
+SHARE_OF_REST = 3  # a block is at most a third of what is left for each reader, so that all end together
+MOST_FILES = 64  # of a block
 _SUFFIX = r"[^/](?P<suffix>\.[^./]+)$"
 
 
@@ -35,10 +40,32 @@ def split(manifest: pa.Table, count: int) -> list[pa.Table]:
     count = min(count, manifest.num_rows)
     if count <= 1:
         return [manifest] if count else []
+    ordered = longest_first(manifest)
+    slices = _emptiest(estimated_seconds(ordered), count)
+    return [ordered.filter(pa.array(slices == number)) for number in range(count)]
+
+
+def longest_first(manifest: pa.Table) -> pa.Table:
+    """The rows of a manifest by their durations, so that no long file is left for the end; equal ones stay in order."""
+    return manifest.take(pa.array(np.argsort(-estimated_seconds(manifest), kind="stable")))
+
+
+def blocks(manifest: pa.Table, readers: int) -> list[pa.Table]:
+    """The manifest in blocks of whole rows, in its order, and ever shorter, so that all readers end together.
+
+    A file that is longer than a block has one for itself. (Guided self-scheduling: Polychronopoulos and Kuck, 1987.)
+    """
+    if not manifest.num_rows:
+        return []
     seconds = estimated_seconds(manifest)
-    longest_first = np.argsort(-seconds, kind="stable")
-    slices = _emptiest(seconds[longest_first], count)
-    return [manifest.take(pa.array(longest_first[slices == number])) for number in range(count)]
+    left, filled, bounds = float(seconds.sum()), 0.0, [0]
+    for row, duration in enumerate(seconds.tolist()):
+        full = filled + duration > min(LONGEST_BLOCK_SECONDS, left / (SHARE_OF_REST * readers))
+        if row > bounds[-1] and (full or row - bounds[-1] >= MOST_FILES):
+            bounds.append(row)
+            left, filled = left - filled, 0.0
+        filled += duration
+    return [manifest.slice(first, end - first) for first, end in pairwise([*bounds, manifest.num_rows])]
 
 
 def estimated_seconds(manifest: pa.Table) -> np.ndarray:

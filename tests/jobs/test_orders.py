@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,6 +15,7 @@ from model.options import DecodeOptions
 from pipeline.config import Config, ReadOptions, RunOptions
 from pipeline.job import Model
 from pipeline.placement import Placement
+from pipeline.run import Bounds
 
 CONFIG = Config(
     "tiny.en",
@@ -21,11 +23,13 @@ CONFIG = Config(
     ReadOptions(part_seconds=math.inf),
     RunOptions(gpus=300),
 )
-ORDER = Order(("s3://archive/a b", "/data/'x'"), "s3://tables/t", CONFIG, 8)
+ORDER = Order(
+    ("s3://archive/a b", "/data/'x'"), "s3://tables/t", CONFIG, 8, Bounds(12.5, datetime(2026, 1, 31, 6, tzinfo=UTC))
+)
 SLICE = SliceOrder(CONFIG, Model("base", "0" * 64, 80), Placement(1, 0.0, 1.0, 4, 64, 4), "/t", "f", "board", 1 << 30)
 
 
-@pytest.mark.parametrize("order", [ORDER, SLICE])
+@pytest.mark.parametrize("order", [ORDER, replace(ORDER, bounds=Bounds(math.inf)), SLICE])
 def test_an_order_is_read_as_it_was_written(order: Order | SliceOrder) -> None:
     assert read(type(order), written(order)) == order
 
@@ -38,7 +42,7 @@ def test_an_order_of_another_version_is_one_sentence(text: str) -> None:
 
 def test_the_name_follows_from_what_is_asked_for_and_not_from_how() -> None:
     assert orders.MARK == "earwitness" and ORDER.name.startswith("earwitness-") and len(ORDER.name) == 23
-    assert replace(ORDER, sources=ORDER.sources[::-1], gpus_per_job=1).name == ORDER.name
+    assert replace(ORDER, sources=ORDER.sources[::-1], gpus_per_job=1, bounds=Bounds(math.inf)).name == ORDER.name
     others = [
         replace(ORDER, sources=ORDER.sources[:1]),
         replace(ORDER, to="s3://tables/u"),

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.retry import Request, execute, kept_config, pick
+from jobs.retry import Request, execute, kept_config, pick, show_picked
 from jobs.samples import assemble
 from jobs.transcribe import Watcher
 from model.errors import DestinationError, ModelError
@@ -106,6 +106,8 @@ def test_what_would_be_done_is_told_by_reason(earwitness: Call, store: Writer, r
     assert words[0] == ["status", "error", "parts", "files", "hours"]
     assert words[1] == ["ok", "4", "2", "0.07"]
     assert words[2][0] == "timeout" and words[2][-3:] == ["2", "2", "0.03"]
+    done = earwitness("retry", store.objects.url, "--where", "true", "--dry-run", "--json")
+    assert (done.code, done.err, json.loads(done.out)) == (0, "", {"parts": 6, "files": 4, "hours": 0.1})
 
 
 def test_nothing_picked_is_nothing_done(earwitness: Call, store: Writer) -> None:
@@ -150,14 +152,14 @@ def test_what_was_kept_before_an_option_came_has_its_default(store: Writer) -> N
 def test_a_generation_that_no_run_has_kept_cannot_be_done_again(store: Writer) -> None:
     store.close()
     with pytest.raises(DestinationError, match=f"keeps no run of generation {GENERATION}, so nobody knows"):
-        execute(Request(store.objects.url, "true"), Watcher())
+        execute(Request(store.objects.url, "true"), Watcher(), show_picked)
 
 
 def test_other_weights_are_refused(store: Writer) -> None:
     store.add_run(replace(ASKED, read=ReadOptions(), decode=DecodeOptions()), GENERATION)
     store.close()
     with pytest.raises(ModelError, match=f"tiny.en are not those that generation {GENERATION} was made with"):
-        execute(Request(store.objects.url, "true"), Watcher())
+        execute(Request(store.objects.url, "true"), Watcher(), show_picked)
 
 
 # --- whole --------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_a_gpu_that_comes_late_is_awaited_and_models_stand_where_it_is(
 ) -> None:
     """The node with the GPU has no CPU, and the node with CPUs no GPU: readers and models are on different nodes."""
     to = tmp_path / "tables"
-    command = told(few, to, "--gpus", "1")
+    command = told(few, to, "--gpus", "1", "--max-hours", "0.0001")
     name = json.loads(earwitness(*command, "--detach", "--json").out)["job"]
     jobs = RayJobs.at(cluster.dashboard)
     until(lambda: '"waiting"' in jobs.log(name))
@@ -136,14 +136,15 @@ def test_a_gpu_that_comes_late_is_awaited_and_models_stand_where_it_is(
     done = earwitness(*command)
     assert done.code == 0, done.err
     assert f"The job {name} works on this already: following it." in done.err
-    assert "tiny.en: 3 of 3 files to do" in done.err and "4 slots on GPU" in done.err
-    assert done.out.startswith("Done: ")
-    assert whole(to) == 3
+    assert "tiny.en: 1 of 3 files to do" in done.err and "4 slots on GPU" in done.err
+    assert done.out.startswith("Done: ") and "2 files left to the next run." in done.out
+    assert whole(to) == 1
 
-    again = earwitness(*command, "--json")
+    again = earwitness(*told(few, to, "--gpus", "1"), "--json")
     assert again.code == 0
     summary = json.loads(again.out)
-    assert (summary["job"], summary["pending"]) == (f"{name}-2", 0)
+    assert (summary["job"], summary["pending"], summary["remaining"]) == (f"{name}-2", 2, 0)
+    assert whole(to) == 3
     assert "jobs.coordinator" in earwitness("jobs", "logs", name, "--address", cluster.dashboard).out
 
 

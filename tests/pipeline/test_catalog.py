@@ -108,6 +108,9 @@ def test_the_time_of_a_file_counts_once_however_many_channels_have_parts(store: 
     publish(store, two, swapped)
     rows = query(store, "SELECT media_id, seconds, decoded_seconds, segments FROM files ORDER BY ALL").to_pylist()
     assert [tuple(row.values()) for row in rows] == [("split", 120.0, 120.0, 12), ("swapped", 120.0, 120.0, 6)]
+    covered = query(store, "SELECT channels, share FROM coverage ORDER BY media_id").to_pylist()
+    assert [row["channels"] for row in covered] == [2, 1]
+    assert covered[0]["share"] == pytest.approx(covered[1]["share"]) == pytest.approx(0.2)
     channels = query(store, "SELECT DISTINCT media_id, channel FROM segments ORDER BY ALL").to_pylist()
     assert [tuple(row.values()) for row in channels] == [("split", 0), ("split", 1), ("swapped", 1)]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from infra.s3_server import S3Server, s3_server
 from model.errors import MediaError, SourceError
+from pipeline import inventory
 from pipeline.inventory import (
     CHANGED,
     LISTING,
@@ -29,6 +32,7 @@ from pipeline.inventory import (
     listing,
     roots,
 )
+from tests.chaos.proxy import Fault, faulty
 
 ODD_NAMES = [
     "with space.wav",
@@ -399,6 +403,25 @@ def test_a_server_that_does_not_answer_is_one_sentence(s3: Any, monkeypatch: pyt
     type(s3).clear_instance_cache()
     with pytest.raises(SourceError, match="cannot be listed: Could not connect"):
         found("s3://archive/names")
+
+
+@pytest.mark.parametrize("patience", [inventory.PATIENCE_SECONDS, 0.0])
+def test_a_server_that_is_away_for_a_moment_costs_no_object(
+    s3: Any, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    s3.pipe_file("archive/away/a.wav", b"all of it")
+    (media,) = found("s3://archive/away")
+    monkeypatch.setattr(inventory, "PATIENCE_SECONDS", patience)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with faulty(server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        type(s3).clear_instance_cache()
+        back = time.monotonic() + 4.0  # longer than s3fs itself tries again
+        proxy.expect(lambda call: Fault.LOST_REQUEST if time.monotonic() < back else None)
+        with nullcontext() if patience else pytest.raises(MediaError, match="could not be fetched"):
+            digest = fetch(media.uri, media.version, tmp_path / "a.wav")
+            assert digest == hashlib.sha256(b"all of it").hexdigest()
+        assert proxy.struck
 
 
 def test_every_suffix_has_a_plausible_rate() -> None:

@@ -21,7 +21,7 @@ from pipeline import ledger as planning
 from pipeline import plan as planner
 from pipeline.config import ReadOptions
 from pipeline.inventory import LISTING, PCM_BYTES_PER_SECOND, MediaObject, estimate_seconds, list_media, media_id
-from pipeline.plan import MOST_ROOTS, Choice, Plan, Seen, blocks
+from pipeline.plan import MOST_ROOTS, Choice, Plan, Seen
 from pipeline.records import MANIFEST, MEDIA, OWNERS, PARTS, STATUSES, WITH_TEXT
 
 SLOTS = 16
@@ -442,25 +442,3 @@ def test_a_length_that_is_given_is_taken(length: float) -> None:
     planned = plan([wav("a", 36_000.0)], NOTHING, ReadOptions(part_seconds=length), SLOTS)
     assert planned.part_seconds == length
     assert planned.manifest["part_seconds"].to_pylist() == [length]
-
-
-# --- blocks -------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    rows=st.integers(0, 3000), readers=st.integers(1, 400), per_reader=st.integers(1, 16), largest=st.integers(1, 99)
-)
-def test_blocks_are_the_manifest_in_order(rows: int, readers: int, per_reader: int, largest: int) -> None:
-    manifest = pa.table({"media_id": pa.array(range(rows), pa.int64())})
-    found = blocks(manifest, readers, per_reader, largest)
-    assert [row for block in found for row in block["media_id"].to_pylist()] == list(range(rows))
-    assert all(0 < block.num_rows <= largest for block in found)
-    assert len(found) >= min(rows, readers * per_reader), "a reader would have nothing to do"
-    assert len({block.num_rows for block in found[:-1]}) <= 1
-
-
-def test_few_files_are_a_block_each_and_many_share_one() -> None:
-    manifest = pa.table({"media_id": pa.array(range(1000), pa.int64())})
-    assert [block.num_rows for block in blocks(manifest.slice(0, 9), readers=2)] == [1] * 9
-    assert {block.num_rows for block in blocks(manifest, readers=2)} == {62, 1000 % 62}

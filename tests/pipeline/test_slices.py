@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from pipeline.inventory import estimate_seconds
 from pipeline.records import MANIFEST
-from pipeline.slices import GPUS_PER_JOB, estimated_seconds, slices_needed, split
+from pipeline.slices import (
+    GPUS_PER_JOB,
+    LONGEST_BLOCK_SECONDS,
+    MOST_FILES,
+    blocks,
+    estimated_seconds,
+    longest_first,
+    slices_needed,
+    split,
+)
 
 PATIENCE_SECONDS = 20.0  # several times what it takes on a machine that does other work as well
 
@@ -113,3 +122,38 @@ def test_a_million_files_in_seconds() -> None:
 )
 def test_how_many_jobs_share_a_cluster(gpus: int, per_job: int, jobs: int) -> None:
     assert slices_needed(gpus, per_job) == jobs
+
+
+# --- blocks -------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 10**9), max_size=300), readers=st.integers(1, 400))
+def test_blocks_are_the_manifest_in_its_order(sizes: list[int], readers: int) -> None:
+    rows = manifest(sizes)
+    found = blocks(rows, readers)
+    assert [row for block in found for row in block.to_pylist()] == rows.to_pylist()
+    for block in found:
+        assert 1 <= block.num_rows <= MOST_FILES
+        assert block.num_rows == 1 or estimated_seconds(block).sum() <= LONGEST_BLOCK_SECONDS
+
+
+@pytest.mark.parametrize("readers", [1, 7, 64])
+def test_readers_that_take_block_after_block_end_together(readers: int) -> None:
+    """The last block of each is short, and never more than a third of what is left is taken at once."""
+    rows = longest_first(manifest([*np.random.default_rng(0).lognormal(14, 1.5, 20_000).astype(int)]))
+    seconds = [float(estimated_seconds(block).sum()) for block in blocks(rows, readers)]
+    left = sum(seconds)
+    for number, block in enumerate(seconds):
+        assert block <= max(left / (3 * readers), estimated_seconds(rows)[number]) + 1e-6
+        left -= block
+    ends = [0.0] * readers
+    for block in seconds:
+        ends[ends.index(min(ends))] += block
+    assert max(ends) - min(ends) < 60.0 < LONGEST_BLOCK_SECONDS < max(ends)
+
+
+def test_the_longest_come_first_and_equal_ones_stay_in_order() -> None:
+    rows = longest_first(manifest([1000, 3000, 2000, 3000, 0]))
+    assert rows["bytes"].to_pylist() == [3000, 3000, 2000, 1000, 0]
+    assert rows["uri"].to_pylist()[:2] == ["s3://archive/0000001.wav", "s3://archive/0000003.wav"]
