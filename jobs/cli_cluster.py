@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs import flags
+from jobs.cluster import prepare_environment
 
 app = typer.Typer()
 jobs = typer.Typer(help="See, stop and read jobs on a cluster.")
@@ -56,7 +57,6 @@ def submit(
 
     No credentials are sent: those of the cluster's own environment count (AWS_* variables, or a role).
     """
-    from jobs.cluster import prepare_environment
     from pipeline.config import configured
     from pipeline.slices import GPUS_PER_JOB
 
@@ -86,6 +86,7 @@ def help_when_alone(context: typer.Context) -> None:
 @jobs.command("list")
 def list_jobs(address: Address, as_json: Json = False) -> None:
     """What runs, and what ran, newest first."""
+    prepare_environment()
     from jobs.cluster_jobs import show_jobs
 
     show_jobs(address, as_json)
@@ -97,6 +98,7 @@ def stop_job(job: Job, address: Address) -> None:
 
     JOB is one of `earwitness jobs list`. The same submit goes on where it stopped.
     """
+    prepare_environment()
     from jobs.cluster_jobs import stop
 
     stop(address, job)
@@ -108,6 +110,7 @@ def show_job_logs(job: Job, address: Address) -> None:
 
     JOB is one of `earwitness jobs list`.
     """
+    prepare_environment()
     from jobs.cluster_jobs import show_logs
 
     show_logs(address, job)

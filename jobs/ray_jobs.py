@@ -149,10 +149,16 @@ class RayJobs:
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
         """Turn what a connection can raise into one sentence."""
+        from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
 
         try:
             yield
+        except AuthenticationError as error:
+            raise UsageError(
+                f"The cluster at {self.address} asks for its token: set RAY_AUTH_TOKEN to what `ray get-auth-token` "
+                f"prints there."
+            ) from error
         except (ConnectionError, RequestException) as error:
             raise _no_answer(self.address) from error
 

@@ -67,7 +67,7 @@ def test_ray_elsewhere_is_asked_for_by_its_address(listening: str, started: list
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (ConnectionError("could not\nconnect"), "^No Ray cluster answers at .*: check it, or leave it out"),
+        (ConnectionError("could not\nconnect"), "^No Ray cluster answers at .*: check it and its token"),
         (
             RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1\n"),
             "^The Ray cluster at .* cannot be used: Version mismatch: The cluster was started with: Ray: 2.1.$",
