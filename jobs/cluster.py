@@ -9,13 +9,13 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import EarwitnessError, UsageError
+from pipeline.folders import locked_folder, sweep
 
 # Ray Data lets half of its object store be on its way, and what a reader has put there counts as its memory.
 OBJECT_STORE_BYTES = 512 << 20
@@ -24,7 +24,7 @@ MIN_LOCAL_CPUS = 2.0  # booked, not real: a machine of one core runs the same gr
 
 ANSWER_SECONDS = 10.0  # for a cluster to accept a connection
 MAX_PORT = 65_535
-_FOLDER = "earwitness-"  # and the process that starts the Ray whose folder it is
+_FOLDER = "earwitness-ray-"
 
 
 @dataclass(frozen=True)
@@ -157,32 +157,20 @@ def _no_answer(address: str) -> UsageError:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[str]:
-    """Where a Ray on this machine has its sockets and logs, which would otherwise stay for ever; a bug leaves them.
+    """Where a Ray on this machine has its sockets and logs, which would otherwise stay for ever.
 
-    Its path is short: those of Ray's sockets are, and may have 107 bytes. Those of killed runs are cleared away first.
+    Those of runs that were killed are cleared away first; a bug leaves its own until then. The path is short: those of
+    sockets are, and may have 107 bytes.
     """
     place = os.environ.get("RAY_TMPDIR") or "/tmp"
-    for left in Path(place).glob(f"{_FOLDER}*"):
-        process = left.name.removeprefix(_FOLDER).partition("-")[0]
-        if process.isdecimal() and not _is_running(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place)
-    try:
-        yield folder
-    except (EarwitnessError, KeyboardInterrupt):
+    sweep(_FOLDER, place)
+    with locked_folder(_FOLDER, place) as folder:
+        try:
+            yield str(folder)
+        except (EarwitnessError, KeyboardInterrupt):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
 
 
 def _start_here(machines: Machines, folder: str) -> None:

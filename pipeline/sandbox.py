@@ -9,17 +9,17 @@ refuses to know which program it is, what it reads, and what comes of it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+from pipeline import folders
 
 BUBBLEWRAP, LIMITS = "bubblewrap", "limits"  # how a program is confined
 PREFIX = "earwitness-media-"
@@ -53,51 +53,16 @@ def private_file(name: str = "media") -> Iterator[Path]:
 
     The folder is locked meanwhile, which tells `sweep` that its owner lives.
     """
-    lock, folder = _locked_folder()
-    try:
-        yield folder / name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now, a later sweep will find unlocked
-        os.close(lock)
+    with folders.locked_folder(PREFIX) as folder:
+        try:
+            yield folder / name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed now, a later sweep will find unlocked
 
 
 def sweep() -> int:
-    """Remove the folders of owners that were killed; returns how many. Those of the living are never touched."""
-    removed = 0
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # gone meanwhile, another user's, or no folder
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-            removed += 1
-        except OSError:  # locked: its owner lives; or on a disk that knows no locks, where nobody can tell
-            continue
-        finally:
-            os.close(lock)
-    return removed
-
-
-def _locked_folder() -> tuple[int, Path]:
-    """A descriptor that holds the lock on a fresh folder, and the folder.
-
-    Between the two, a sweep may take the folder for a dead one's; then there is another.
-    """
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            return lock, folder  # no locks on this disk: no sweep will get one either
-        if folder.exists():
-            return lock, folder
-        os.close(lock)
+    """Remove the files of owners that were killed; returns how many. Those of the living are never touched."""
+    return folders.sweep(PREFIX)
 
 
 # --- a process of its own -----------------------------------------------------------------------------------------

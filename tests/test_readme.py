@@ -73,7 +73,7 @@ def test_commands_and_programs(stranger: tuple[Path, dict[str, str]]) -> None:
 def test_commands_for_a_cluster(stranger: tuple[Path, dict[str, str]]) -> None:
     """Those of the crontab as well; HEAD is a cluster of two nodes that has the credentials, and the laptop none."""
     home, environment = stranger
-    crontab = [line.split(maxsplit=5)[5] for block in blocks("crontab") for line in block.splitlines()]
+    crontab = [line.split(maxsplit=5)[5] for block in blocks("crontab") for line in block.splitlines() if "* *" in line]
     shown = [line for block in blocks("sh") for line in block.splitlines() if "HEAD:8265" in line]
     assert len(shown) >= 2 and len(crontab) == 1
     laptop = {name: value for name, value in environment.items() if not name.startswith("AWS_")}

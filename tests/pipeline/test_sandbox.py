@@ -282,8 +282,8 @@ def test_a_folder_that_is_swept_before_it_is_locked_is_made_anew(
 ) -> None:
     make, swept = tempfile.mkdtemp, []
 
-    def make_and_lose(prefix: str) -> str:
-        folder = make(prefix=prefix)
+    def make_and_lose(prefix: str, dir: str | None) -> str:
+        folder = make(prefix=prefix, dir=dir)
         if not swept:
             swept.append(folder)
             assert sweep() == 1
