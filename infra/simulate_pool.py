@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from model.queue import LongestFirst
 
 MOST_SHARING = 4  # times as many open parts as slots; the pipeline opens a quarter more
-_ROUNDING = 1e-9  # turns that are as good as over
+_ROUNDING = 1e-6  # turns that are as good as over: after weeks, the clock itself is no finer than 1e-9 s
 
 
 class Pace:

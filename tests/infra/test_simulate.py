@@ -17,6 +17,7 @@ from infra.simulate_assumptions import Assumptions
 from infra.simulate_bucket import Bucket
 from infra.simulate_events import Outcome, Policies, Simulation
 from infra.simulate_ledger import STORED
+from infra.simulate_pool import Pace, SharedPool
 from infra.simulate_report import chain_bound, figures, utilisation, work_bound
 
 SMALL = Assumptions(hours=300, gpus=8, gpus_per_node=2, start_seconds=10, shortest=10, longest=3600)
@@ -210,3 +211,14 @@ def test_a_misspelt_flag_is_a_sentence_too(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="2"):
         main(["--gpuz", "3"])
     assert capsys.readouterr().err == "Unrecognized arguments: --gpuz 3.\n"
+
+
+def test_time_goes_on_after_weeks() -> None:
+    """The clock of a long job is coarser than the end of a part can be exact; a pool must end it all the same."""
+    pool = SharedPool(Pace(8, 0.1, 0.25), [100.0 / 3])
+    pool.advance(2e6 + 1 / 3)
+    pool.add(0)
+    for _ in range(10):
+        if pool.advance(pool.next_end()) == [0]:
+            return
+    raise AssertionError("the part never ends")
