@@ -7,6 +7,7 @@ called: torch and Ray take seconds, and a table of transcripts needs neither.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +17,8 @@ import typer
 from typer.exceptions import TyperException
 
 from jobs import cli_cluster, cli_ingest, flags
-from model.errors import EarwitnessError, UsageError
+from model.errors import INTERRUPTED, EarwitnessError, UsageError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 # "\b" keeps the lines of a paragraph apart.
@@ -335,6 +335,7 @@ def main() -> None:
     except TyperException as error:
         _leave(_usage(error), UsageError.exit_code)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second of an impatient person would end in a traceback
         _leave("Interrupted: what was stored stays, and `earwitness transcribe` goes on from there.", INTERRUPTED)
     except BrokenPipeError:  # the reader has had enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it shuts down

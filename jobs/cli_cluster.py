@@ -5,6 +5,7 @@ As `cli.py`, it turns arguments into a Config and a call, and what a command nee
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from jobs import flags
 from jobs.cluster import prepare_environment
+from model.errors import INTERRUPTED
 
 app = typer.Typer()
 jobs = typer.Typer(help="See, stop and read jobs on a cluster.")
@@ -121,5 +123,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leave(code: int) -> None:
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `cli.main`
     if code:
         sys.exit(code)

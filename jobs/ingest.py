@@ -82,7 +82,8 @@ def line(row: dict[str, Any]) -> str:
     if row["missing"] is not None:
         found += f", {row['missing']:,} missing"
     done = f"{duration(row['audio_hours'] * SECONDS_PER_HOUR)} of audio at {times(row['speed'])} real time"
-    rest = f"{count(row['failed_parts'], 'part')} failed, {count(row['remaining'], 'file')} left"
+    left = "the rest" if row["remaining"] is None else count(row["remaining"], "file")
+    rest = f"{count(row['failed_parts'], 'part')} failed, {left} left"
     if row["remaining"]:
         rest += " by the deadline" if row["ended"] == "deadline" else " by --max-hours"
     cost = "" if row["cost_estimate"] is None else f"; cost {row['cost_estimate']:,.2f}"

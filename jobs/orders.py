@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from model.errors import EarwitnessError, UsageError
+from model.errors import INTERRUPTED, EarwitnessError, UsageError
 from pipeline.config import Config
 from pipeline.job import Model
 from pipeline.placement import Placement
@@ -23,7 +23,6 @@ from pipeline.run import Bounds
 from pipeline.slices import GPUS_PER_JOB
 
 NAME_DIGITS = 12  # of the hash in the name of a job
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MARK = "earwitness"  # the key by which an event is known, and what the names of our jobs start with
 WAITING, PLANNED, PROGRESS, FINISHED, FAILED = "waiting", "planned", "progress", "finished", "failed"
 

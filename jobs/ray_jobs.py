@@ -155,9 +155,10 @@ class RayJobs:
         try:
             yield
         except AuthenticationError as error:
+            was_shown = str(error).startswith("Authentication failed")  # and not "Authentication required"
+            does = "refused the token it was shown" if was_shown else "asks for its token"
             raise UsageError(
-                f"The cluster at {self.address} asks for its token: set RAY_AUTH_TOKEN to what `ray get-auth-token` "
-                f"prints there."
+                f"The cluster at {self.address} {does}: set RAY_AUTH_TOKEN to what `ray get-auth-token` prints there."
             ) from error
         except (ConnectionError, RequestException) as error:
             raise _no_answer(self.address) from error

@@ -19,11 +19,11 @@ from typing import Any
 from rich.progress import TaskID
 
 from jobs import console, orders
-from jobs.orders import INTERRUPTED, MARK, Order, failure, parse_event, written
+from jobs.orders import MARK, Order, failure, parse_event, written
 from jobs.progress import LOG_SECONDS, bar, show_recovered, show_summary
 from jobs.ray_jobs import ENDED, RayJobs
 from jobs.slice_jobs import COORDINATOR
-from model.errors import EarwitnessError
+from model.errors import INTERRUPTED, EarwitnessError
 from pipeline.config import Config
 from pipeline.run import Bounds, Summary
 from pipeline.slices import GPUS_PER_JOB

@@ -13,6 +13,8 @@ The number is the exit code of the command line. Anything else that is raised is
 
 from __future__ import annotations
 
+INTERRUPTED = 130  # the exit code of who was asked to stop: 128 + SIGINT, as shells have it
+
 
 class EarwitnessError(Exception):
     """Base of every error a user can cause; `str(error)` is one plain sentence."""

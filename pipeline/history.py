@@ -63,7 +63,7 @@ def row(run: Run, command: str, error: BaseException | None) -> dict[str, Any]:
         changed=summary.changed,
         missing=summary.missing,
         pending=summary.pending,
-        remaining=summary.remaining,
+        remaining=summary.remaining if error is None else None,
         parts=summary.parts,
         segments=summary.segments,
         failed_parts=summary.failed_parts,

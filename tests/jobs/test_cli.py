@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli
-from model.errors import LeaseError
+from model.errors import INTERRUPTED, LeaseError
 from pipeline import catalog
 from pipeline.config import Config
 from pipeline.store import Store
@@ -227,7 +227,7 @@ def test_a_bug_shows_its_traceback(earwitness: Call, monkeypatch: pytest.MonkeyP
 def test_every_exit_code_is_in_the_help(earwitness: Call) -> None:
     told = re.findall(r"^ {4}(\d+)  ", earwitness("--help").out, re.MULTILINE)
     codes = {code for _, code, _ in WRONG} | {LeaseError.exit_code}  # that one is in test_upkeep.py
-    assert [int(code) for code in told] == [0, 1, *sorted(codes), cli.INTERRUPTED]
+    assert [int(code) for code in told] == [0, 1, *sorted(codes), INTERRUPTED]
 
 
 def test_a_reader_that_has_had_enough_is_no_error(store: Store) -> None:
@@ -381,7 +381,7 @@ def test_an_interrupted_run_ends_at_once_and_the_next_one_completes(place: Path)
     terminal.read_until(b"starting")
     pressed = time.monotonic()
     os.killpg(terminal.pid, signal.SIGINT)
-    assert terminal.wait() == cli.INTERRUPTED
+    assert terminal.wait() == INTERRUPTED
     assert time.monotonic() - pressed < SOON
     lines = terminal.lines()
     assert lines[0].startswith("tiny.en: 2 of 2 files to do, about ")

@@ -92,6 +92,10 @@ ROW = DONE | dict(failed_parts=0, remaining=0, cost_estimate=None, ended="done")
             "5 new, 2 changed, 1 missing; 60 min of audio at 41.0 × real time; 1 part failed, 1 file left by "
             "--max-hours.",
         ),
+        (
+            dict(remaining=None, ended="interrupted"),
+            "5 new, 2 changed, 1 missing; 60 min of audio at 41.0 × real time; 0 parts failed, the rest left.",
+        ),
     ],
 )
 def test_a_night_is_one_line(changes: dict[str, Any], said: str) -> None:

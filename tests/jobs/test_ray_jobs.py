@@ -103,4 +103,5 @@ def test_a_cluster_that_asks_for_a_token_gets_it_or_a_sentence(
         assert (done.returncode, done.stdout, done.stderr) == (0, "(no rows)\n", "")
     else:
         assert done.returncode == 2
-        assert done.stderr.startswith(f"earwitness: The cluster at {dashboard} asks for its token: set RAY_AUTH_TOKEN")
+        what = "asks for its token" if given == "none" else "refused the token it was shown"
+        assert done.stderr.startswith(f"earwitness: The cluster at {dashboard} {what}: set RAY_AUTH_TOKEN to what")

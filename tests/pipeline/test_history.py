@@ -88,7 +88,7 @@ def test_what_is_left_says_how_it_ended(writer: Writer, left_in_time: int, postp
 def test_an_end_that_nobody_wanted_is_told(writer: Writer, error: BaseException, ended: str, said: str | None) -> None:
     with pytest.raises(type(error)), Record(run_of(writer), "transcribe"):
         raise error
-    assert [(row["ended"], row["error"]) for row in rows(writer)] == [(ended, said)]
+    assert [(row["ended"], row["error"], row["remaining"]) for row in rows(writer)] == [(ended, said, None)]
 
 
 def test_who_lost_the_lease_leaves_no_row_and_the_first_error_stays(writer: Writer) -> None:
