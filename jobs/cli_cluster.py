@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs import flags
-from jobs.cluster import prepare_environment
+from jobs.cluster import prepare_dashboard_client
 from model.errors import INTERRUPTED
 
 app = typer.Typer()
@@ -62,7 +62,7 @@ def submit(
     from pipeline.config import configured
     from pipeline.slices import GPUS_PER_JOB
 
-    prepare_environment()
+    prepare_dashboard_client()
     decode = {"language": language, "task": task}
     given = {"decode": _given(decode), "run": _given({"precision": precision, "gpus": gpus})}
     if language == "auto":
@@ -88,7 +88,7 @@ def help_when_alone(context: typer.Context) -> None:
 @jobs.command("list")
 def list_jobs(address: Address, as_json: Json = False) -> None:
     """What runs, and what ran, newest first."""
-    prepare_environment()
+    prepare_dashboard_client()
     from jobs.cluster_jobs import show_jobs
 
     show_jobs(address, as_json)
@@ -100,7 +100,7 @@ def stop_job(job: Job, address: Address) -> None:
 
     JOB is one of `earwitness jobs list`. The same submit goes on where it stopped.
     """
-    prepare_environment()
+    prepare_dashboard_client()
     from jobs.cluster_jobs import stop
 
     stop(address, job)
@@ -112,7 +112,7 @@ def show_job_logs(job: Job, address: Address) -> None:
 
     JOB is one of `earwitness jobs list`.
     """
-    prepare_environment()
+    prepare_dashboard_client()
     from jobs.cluster_jobs import show_logs
 
     show_logs(address, job)

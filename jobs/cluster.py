@@ -57,14 +57,18 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # else a thread that asks after the end starts a new Ray
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # a driver under `uv run` must not infect its workers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns on standard error of what is by design here
-    if "ray" not in sys.modules and _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as Ray's own commands do; its clients show theirs only then
 
 
-def _has_token() -> bool:
-    """Whether this process has a token for a Ray cluster, where Ray looks for it."""
+def prepare_dashboard_client() -> None:
+    """The same for a process that asks a dashboard and nothing else: it shows the token that lies where Ray looks.
+
+    Only for such: a driver that asks for tokens is lost to a cluster that has none.
+    """
+    prepare_environment()
     file = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(file).is_file()
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(file).is_file()
+    if has_token and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @contextlib.contextmanager
@@ -150,8 +154,8 @@ def _require_answer(address: str) -> None:
 
 def _no_answer(address: str) -> UsageError:
     return UsageError(
-        f"No Ray cluster answers at {address}, or not to a stranger: check it and its token (RAY_AUTH_TOKEN), or leave "
-        f"it out to run on this machine."
+        f"No Ray cluster answers at {address}, or not to a stranger: check it and its token (RAY_AUTH_MODE=token), or "
+        f"leave it out to run on this machine."
     )
 
 
