@@ -11,7 +11,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -79,13 +79,11 @@ def earwitness(
 
 @app.command(cls=flags.Grouped)
 def transcribe(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
-    to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Name or path of the weights; else base.")] = None,
-    language: Annotated[
-        str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
+    sources: flags.Sources,
+    to: flags.To,
+    model: flags.ModelName = None,
+    language: flags.Language = None,
+    task: flags.Task = None,
     exact: flags.Exact = False,
     precision: flags.Precision = None,
     initial_prompt: flags.InitialPrompt = None,
@@ -104,7 +102,7 @@ def transcribe(
     voice_activity: flags.VoiceActivity = None,
     hallucination_silence: flags.HallucinationSilence = None,
     part_seconds: flags.PartSeconds = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
+    config: flags.ConfigFile = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster; else this machine.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     as_json: Json = False,
@@ -115,7 +113,7 @@ def transcribe(
     """
     from pipeline.config import configured
 
-    decode = _given(
+    decode = flags.decoding(
         language=language,
         task=task,
         initial_prompt=initial_prompt,
@@ -131,11 +129,9 @@ def transcribe(
         language_per_window=language_per_window,
         hallucination_silence=hallucination_silence,
     )
-    if language == "auto":
-        decode["language"] = None
-    read = _given(voice_activity=voice_activity, part_seconds=part_seconds, channels=channels, stream=stream)
-    given = _given(model=model, exact=exact or None) | {"decode": decode, "read": read}
-    settings = configured(config, given | {"run": _given(precision=precision)})
+    read = flags.given(voice_activity=voice_activity, part_seconds=part_seconds, channels=channels, stream=stream)
+    options = flags.given(model=model, exact=exact or None) | {"decode": decode, "read": read}
+    settings = configured(config, options | {"run": flags.given(precision=precision)})
     from jobs import cluster
 
     cluster.prepare_environment()
@@ -318,7 +314,11 @@ def bench(
         command.fetch(folder)
         return
     setup = Setup(
-        model, threads or os.cpu_count() or 1, precision=precision, part_seconds=part_seconds, **_given(slots=slots)
+        model,
+        threads or os.cpu_count() or 1,
+        precision=precision,
+        part_seconds=part_seconds,
+        **flags.given(slots=slots),
     )
     names = tuple(name.strip() for name in contenders.split(",") if name.strip())
     request = command.Request(setup, folder, suite, language, rounds, names, as_json)
@@ -347,11 +347,6 @@ def _run(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
     with suppress(typer.Exit), command.make_context("earwitness", arguments) as context:  # exit: the help was printed
         command.invoke(context)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the others keep the value of the configuration file, or their default."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 # What typer and pydantic say, as one sentence of ours.

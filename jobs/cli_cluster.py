@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,18 +27,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 
 @app.command()
 def submit(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
-    to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
+    sources: flags.Sources,
+    to: flags.To,
     address: Address,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Name or path of the weights; else base.")] = None,
-    language: Annotated[
-        str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
+    model: flags.ModelName = None,
+    language: flags.Language = None,
+    task: flags.Task = None,
     precision: flags.Precision = None,
     max_hours: flags.MaxHours = None,
     deadline: flags.Deadline = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
+    config: flags.ConfigFile = None,
     gpus: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Use so many, and await what is missing; else those it has.")
     ] = None,
@@ -63,11 +59,11 @@ def submit(
     from pipeline.slices import GPUS_PER_JOB
 
     prepare_dashboard_client()
-    decode = {"language": language, "task": task}
-    given = {"decode": _given(decode), "run": _given({"precision": precision, "gpus": gpus})}
-    if language == "auto":
-        given["decode"]["language"] = None
-    settings = configured(config, _given({"model": model}) | given)
+    given = flags.given(model=model) | {
+        "decode": flags.decoding(language, task=task),
+        "run": flags.given(precision=precision, gpus=gpus),
+    }
+    settings = configured(config, given)
     from jobs.ingest import bounds
     from jobs.submit import Request
     from jobs.submit import submit as follow
@@ -116,10 +112,6 @@ def show_job_logs(job: Job, address: Address) -> None:
     from jobs.cluster_jobs import show_logs
 
     show_logs(address, job)
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _leave(code: int) -> None:

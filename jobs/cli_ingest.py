@@ -5,8 +5,7 @@ As `cli.py`, it turns arguments into a Config and a call, and what the command n
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,20 +16,18 @@ app = typer.Typer()
 
 @app.command()
 def ingest(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)],
-    to: Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")],
+    sources: flags.Sources,
+    to: flags.To,
     max_hours: flags.MaxHours = None,
     deadline: flags.Deadline = None,
     cost_per_hour: Annotated[
         float | None, typer.Option(metavar="PRICE", help="Of a GPU, or of a machine without, for the estimate of cost.")
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Name or path of the weights; else base.")] = None,
-    language: Annotated[
-        str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")] = None,
+    model: flags.ModelName = None,
+    language: flags.Language = None,
+    task: flags.Task = None,
     precision: flags.Precision = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Options as TOML; those given here win.")] = None,
+    config: flags.ConfigFile = None,
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster; else this machine.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the row of the table of runs as JSON.")] = False,
 ) -> None:
@@ -44,12 +41,10 @@ def ingest(
     """
     from pipeline.config import configured
 
-    given: dict[str, Any] = _given(model=model) | {
-        "decode": _given(language=language, task=task),
-        "run": _given(precision=precision, cost_per_hour=cost_per_hour),
+    given = flags.given(model=model) | {
+        "decode": flags.decoding(language, task=task),
+        "run": flags.given(precision=precision, cost_per_hour=cost_per_hour),
     }
-    if language == "auto":
-        given["decode"]["language"] = None
     settings = configured(config, given)
     from jobs.cluster import prepare_environment
 
@@ -60,7 +55,3 @@ def ingest(
     limits = night.bounds(max_hours, deadline)
     watcher = night.Json() if as_json else night.Nightly()
     execute(Request(tuple(sources), to, settings, address, command="ingest", bounds=limits), watcher)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}

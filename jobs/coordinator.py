@@ -27,7 +27,7 @@ from jobs import orders
 from jobs.cluster import prepare_environment, ray_session
 from jobs.console import count, duration
 from jobs.orders import Order, event
-from jobs.progress import describe, plan_line
+from jobs.progress import beside, describe, plan_line
 from jobs.ray_jobs import RayJobs
 from jobs.slice_jobs import SliceJobs, stop_orphans
 from jobs.transcribe import Request, Watcher, execute
@@ -61,14 +61,8 @@ class Telling(Watcher):
 
     @contextmanager
     def running(self, run: Run, tally: Tally) -> Iterator[None]:
-        stop = threading.Event()
-        teller = threading.Thread(target=_tell_progress, args=[run, tally, stop], name="progress", daemon=True)
-        teller.start()
-        try:
+        with beside(lambda stop: _tell_progress(run, tally, stop), PROGRESS_SECONDS):
             yield
-        finally:
-            stop.set()
-            teller.join(PROGRESS_SECONDS)  # it may be waiting for a cluster that is gone
 
     def finished(self, summary: Summary) -> None:
         event(orders.FINISHED, summary=asdict(summary) | {"speed": summary.speed})

@@ -7,6 +7,7 @@ live (`model/options.py`, `pipeline/config.py`).
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,16 @@ _PAIR = re.compile(r"--(\S+) / --no-\1")  # a flag and its opposite are told in 
 
 TEXT, SEARCH, LANGUAGE, SOUND, SILENCE = "Text", "Search", "Language", "Sound", "Silence and length"
 
+Sources = Annotated[list[str], typer.Argument(metavar="SOURCE", hidden=True)]
+To = Annotated[str, typer.Option("--to", metavar="DEST", help="Folder or url for the tables.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Name or path of the weights; else base.")
+]
+Language = Annotated[str | None, typer.Option(metavar="LANGUAGE", help="What is spoken; else found for each part.")]
+Task = Annotated[str | None, typer.Option(metavar="TASK", help="transcribe, or translate into English.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Options as TOML; those given here win.")
+]
 Exact = Annotated[bool, typer.Option("--exact", help="Decode as openai/whisper does, token for token.")]
 Precision = Annotated[str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16; else auto.")]
 
@@ -140,3 +151,14 @@ def token_ids(given: str | None) -> tuple[int, ...] | None:
         raise UsageError(
             f"--suppress-tokens is {given!r}: give ids with commas between them, and -1 for all non-speech symbols."
         ) from error
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others keep the value of the configuration file, or their default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def decoding(language: str | None, **options: Any) -> dict[str, Any]:
+    """`given` of the options of decoding: a language of `auto` is none, whatever the configuration file says."""
+    found = given(language=language, **options)
+    return found | {"language": None} if language == "auto" else found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -52,22 +52,30 @@ class Progressing(Watcher):
 
     @contextmanager
     def running(self, run: Run, tally: Tally) -> Iterator[None]:
-        stop = threading.Event()
-        with bar() as progress:
-            arguments = (progress, tally, run.plan, stop)
-            watcher = threading.Thread(target=_refresh, args=arguments, name="progress", daemon=True)
-            watcher.start()
-            try:
-                yield
-            finally:
-                stop.set()
-                watcher.join(REFRESH_SECONDS)  # it may be waiting for a cluster that is gone
+        with bar() as progress, beside(lambda stop: _refresh(progress, tally, run.plan, stop), REFRESH_SECONDS):
+            yield
 
     def finished(self, summary: Summary) -> None:
         if summary.pending and self._dry_run:
             out.print("Dry run: nothing was transcribed or written.")
         else:
             show_summary(summary, self._destination)
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], None], patience: float) -> Iterator[None]:
+    """Let `work` go on in a thread until the block ends, which its event says; it has so many seconds to hear it.
+
+    Then it is left behind: it may be waiting for a cluster that is gone.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=[stop], name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(patience)
 
 
 class Json(Watcher):

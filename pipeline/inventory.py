@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from model.errors import MediaError, SourceError
 from pipeline.entries import GLOB_CHARACTERS, entries
+from pipeline.objects import PATIENCE_SECONDS, PAUSE_SECONDS
 from pipeline.records import MEDIA
 
 LISTING = pa.schema([MEDIA.field(name) for name in ("uri", "version", "bytes", "modified_at")])
@@ -32,8 +33,6 @@ LISTED_AT_ONCE = 65_536  # objects turned into columns together
 
 COPY_BYTES = 4 << 20
 CHANGED = "It has changed since it was listed: the next run will read it."
-PATIENCE_SECONDS = 30.0  # for a server that does not answer
-PAUSE_SECONDS = (0.2, 1.0)  # between two attempts
 # What storages raise: OSError, and what the clients that are in use have besides (no credentials, an HTTP 503).
 _CLIENT_ERRORS = (
     ("builtins", "OSError"),
