@@ -74,7 +74,7 @@ class ReadParts:
         self._options = options or ReadOptions()
         self._voice = Voice() if self._options.voice_activity else None
         sweep()
-        self._on_file = on_file  # told of each file that is read: its bytes, its seconds, whether it is without text
+        self._on_file = on_file  # told of each file that is read: its bytes, its seconds, whether it failed
         self._register = register or Claims()  # without one of the whole run, what this reader itself remembers
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -87,7 +87,7 @@ class ReadParts:
                 rows = self._rows(media) if furthest is None else self._rows_of_the_given_up(media, furthest)
                 for number, row in enumerate(rows, start=1):
                     if row["is_last"]:
-                        self._on_file(media["bytes"], row["end"], row["status"] not in records.WITH_TEXT)
+                        self._on_file(media["bytes"], row["end"], row["status"] in records.FAILURES)
                     table = pa.Table.from_pylist([row], schema=records.AUDIO)
                     self._register.handed_on(media["media_id"], number)
                     yield table
@@ -129,7 +129,7 @@ class ReadParts:
                 yield NO_PART, MediaReport(error.status, str(error)), Content()
                 return
             if content.same_as is not None:
-                yield NO_PART, MediaReport("ok", None), content
+                yield NO_PART, MediaReport(records.SAME, None), content
                 return
             decoding = Decoding(path, self._options)
             waited = 0.0

@@ -13,9 +13,11 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 3  # part of every generation: a change of meaning makes a new one
 
-# What a part can come to, in order of severity. What carries text, or might at the next try, is said below.
-STATUSES = ("ok", "damaged", "truncated", "no_audio", "rejected", "timeout", "failed")
+# What a part can come to, in order of severity. "same" says nothing of the bytes: the verdict is that of `same_as`.
+SAME = "same"
 WITH_TEXT = ("ok", "damaged", "truncated")
+FAILURES = ("no_audio", "rejected", "timeout", "failed")
+STATUSES = (SAME, *WITH_TEXT, *FAILURES)
 WORTH_ANOTHER_TRY = ("failed", "timeout")  # every other verdict is final
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from model.errors import DestinationError
 from pipeline.metrics import StoreMeter
 from pipeline.objects import PATIENCE_SECONDS, ObjectStore
-from pipeline.records import PARTS, RESULT, SEGMENTS, SHARD, WITH_TEXT
+from pipeline.records import FAILURES, PARTS, RESULT, SEGMENTS, SHARD
 from pipeline.storage import ObjectExists
 
 SHARD_NAME_LENGTH = 32  # hex digits
@@ -126,7 +126,7 @@ def describe(objects: ObjectStore, path: str) -> dict[str, Any]:
         "segments_bytes": 0,
         "segments_rows": 0,
         "audio_seconds": pc.sum(pc.subtract(parts["end"], parts["start"])).as_py() or 0.0,
-        "failed_rows": sum(status not in WITH_TEXT for status in parts["status"].to_pylist()),
+        "failed_rows": sum(status in FAILURES for status in parts["status"].to_pylist()),
     }
     if pc.sum(parts["segments"]).as_py():
         data, segments = _stored(objects, f"segments/{path}", [])

@@ -58,7 +58,7 @@ def test_a_failure_is_picked_like_any_other_part(store: Writer, results: Results
 
 
 def test_a_part_that_is_shown_for_a_copy_is_its_owners(store: Writer, results: Results) -> None:
-    copy = results("c", parts=1, same_as="a", part_id="copy", start=0.0, end=0.0, segment_rows=None)
+    copy = results("c", parts=1, same_as="a", status="same", part_id="copy", start=0.0, end=0.0, segment_rows=None)
     store.publish([prepare(store.objects, copy)])
     (row,) = pick(store, "media_id = 'c' AND is_last").to_pylist()
     assert (row["media_id"], row["index"]) == ("a", 1)

@@ -71,7 +71,9 @@ def test_speed_and_time_left(tables: Store) -> None:
 def test_a_copy_costs_no_time(tables: Writer, results: Results) -> None:
     """The same bytes under another name count as hours of the archive, not as work."""
     before = status(tables.objects.url)
-    copy = results("waiting", parts=1, same_as="done", part_id="copy", segment_rows=None, start=0.0, end=0.0)
+    copy = results(
+        "waiting", parts=1, same_as="done", status="same", part_id="copy", segment_rows=None, start=0.0, end=0.0
+    )
     tables.publish([prepare(tables.objects, copy)])
     after = status(tables.objects.url)
     assert (after.done, after.pending) == (2, 0)

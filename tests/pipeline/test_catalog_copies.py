@@ -74,7 +74,7 @@ MEDIA_OF_COPY = {"media_id": "copy", "uri": "s3://archive/copy.mp3", "bytes": 9}
 def _copy(results: Results, owner: str = "a", **changes: Any) -> pa.Table:
     """The row of an object with the same bytes as another."""
     none = dict(part_id="the copy", start=0.0, end=0.0, segment_rows=None, segments=0, covered_seconds=0.0)
-    return results("copy", parts=1, same_as=owner, decoded_seconds=None, **none | changes)
+    return results("copy", parts=1, same_as=owner, status="same", decoded_seconds=None, **none | changes)
 
 
 def _shown(store: Writer, view: str, media: str, *but: str) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ def test_a_failure_of_a_version_that_is_gone_is_none(store: Writer, results: Res
 def test_a_copy_is_shown_whatever_becomes_of_its_owner(store: Writer, results: Results) -> None:
     see(store, "owner", 1)
     see(store, "copy", 1, uri="s3://archive/copy.mp3")
-    copy = results("copy", parts=1, uri="s3://archive/copy.mp3", same_as="owner", segment_rows=None)
+    copy = results("copy", parts=1, uri="s3://archive/copy.mp3", same_as="owner", status="same", segment_rows=None)
     publish(store, results("owner", parts=1, uri=URI), copy)
     see(store, "changed", 2)
     assert column(store, "SELECT DISTINCT uri FROM segments") == ["s3://archive/copy.mp3"]

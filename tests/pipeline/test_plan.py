@@ -22,7 +22,7 @@ from pipeline import plan as planner
 from pipeline.config import ReadOptions
 from pipeline.inventory import LISTING, PCM_BYTES_PER_SECOND, MediaObject, estimate_seconds, list_media, media_id
 from pipeline.plan import MOST_ROOTS, Choice, Plan, Seen
-from pipeline.records import MANIFEST, MEDIA, OWNERS, PARTS, STATUSES, WITH_TEXT
+from pipeline.records import FAILURES, MANIFEST, MEDIA, OWNERS, PARTS, WITH_TEXT
 
 SLOTS = 16
 SHA256 = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abc"}
@@ -294,7 +294,7 @@ def test_a_file_left_alone_is_tried_again_when_more_retries_are_allowed() -> Non
     assert row["attempt"] == 4
 
 
-@pytest.mark.parametrize("status", sorted(set(STATUSES) - {"failed", "timeout"}))
+@pytest.mark.parametrize("status", sorted({*WITH_TEXT, *FAILURES} - {"failed", "timeout"}))
 def test_any_other_verdict_is_final(status: str) -> None:
     assert plan([wav("a")], ledger(dict(is_last=True, status=status)), OPTIONS, SLOTS).pending == 0
 
@@ -325,10 +325,10 @@ def test_of_failures_the_latest_counts() -> None:
 
 def copy(name: str, owner: str, content: str = "a", **row: Any) -> dict[str, Any]:
     """The ledger's row of an object with the same bytes as another."""
-    return dict(media_id=id_of(name), is_last=True, sha256=SHA256[content], same_as=id_of(owner)) | row
+    return dict(media_id=id_of(name), is_last=True, status="same", sha256=SHA256[content], same_as=id_of(owner)) | row
 
 
-@pytest.mark.parametrize("status", sorted(set(STATUSES) - {"failed", "timeout"}))
+@pytest.mark.parametrize("status", sorted({*WITH_TEXT, *FAILURES} - {"failed", "timeout"}))
 def test_a_copy_is_done_when_its_owner_is(status: str) -> None:
     done = ledger(dict(index=0), dict(index=1, is_last=True, status=status, sha256=SHA256["a"]), copy("b", "a"))
     assert plan([wav("a"), wav("b")], done, OPTIONS, SLOTS).pending == 0

@@ -153,7 +153,7 @@ def test_the_same_bytes_under_another_name_are_one_row(talk: Path) -> None:
     *parts, copy = rows_by_claims(Claims(), talk, twin)
     assert len(parts) == 3 and {row["same_as"] for row in parts} == {None}
     assert copy["uri"] == f"file://{twin}" and copy["same_as"] == parts[0]["media_id"] != copy["media_id"]
-    assert (copy["index"], copy["is_last"], copy["status"], copy["error"]) == (0, True, "ok", None)
+    assert (copy["index"], copy["is_last"], copy["status"], copy["error"]) == (0, True, "same", None)
     assert copy["sha256"] == parts[-1]["sha256"] == hashlib.sha256(talk.read_bytes()).hexdigest()
     assert (copy["mel"], copy["start"], copy["end"]) == (None, 0.0, 0.0)
 
