@@ -252,9 +252,10 @@ def _explained(error: duckdb.Error) -> EarwitnessError:
 
 
 def _filesystem(store: Store) -> SnapshotFileSystem:
-    # Parts before segments: the committer adds segments first, so every part seen here has its segments seen after.
+    # Segments before and after the parts, so that those of every part are seen: they are published before it, and
+    # taken away after it when shards are merged. Of a shard without parts nothing is shown.
     sizes: dict[str, int] = {}
-    for name in ("media", "parts", "segments", "history"):
+    for name in ("media", "segments", "parts", "segments", "history"):
         sizes |= {f"{name}/{path}": size for path, size in store.snapshot(name).items()}
     # An object without rows stands first in each table: it gives the columns before there is any file, and saves
     # a request after.

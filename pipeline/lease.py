@@ -13,6 +13,7 @@ know what is written under a lease.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import threading
@@ -104,12 +105,22 @@ class Lease:
         objects.replace(_beat(epoch), b"0")
         return cls(objects, epoch, holder)
 
-    def check(self) -> None:
-        """Make sure that this is still the holder; costs a request only when the heart has not beaten for long."""
-        if time.monotonic() - self._last_beat >= self.holder.seconds:
+    def check(self, now: bool = False) -> None:
+        """Make sure that this is still the holder; costs a request only when the heart has not beaten for long.
+
+        now: ask the storage in any case, as before a deletion, which no fence would stop.
+        """
+        if now or time.monotonic() - self._last_beat >= self.holder.seconds:
             self._beat()
         if self._lost:
             raise _held(self._objects, _read_holder(self._objects, self.epoch + 1), "has been taken over")
+
+    def ended_at(self, epoch: int) -> float:
+        """When the next holder after `epoch` took over, by the storage's clock; infinity while there is none."""
+        try:
+            return self._objects.modified_at(_claim(epoch + 1))
+        except FileNotFoundError:
+            return math.inf
 
     def release(self) -> None:
         """Give it back, so that the next writer need not wait; a lease that is lost stays lost."""

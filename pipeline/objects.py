@@ -148,8 +148,9 @@ class ObjectStore:
     def read_many(self, paths: Sequence[str]) -> dict[str, bytes]:
         """Several whole objects at once: path → bytes; on S3 the requests run side by side."""
         keys = [f"{self._root}/{path}" for path in paths]
-        found = self._patiently(f"read {paths[0]}", lambda: self._fs.cat(keys))
-        return {name[len(self._root) + 1 :]: data for name, data in found.items()}
+        # Not `cat`, to which a "[" or a "*" in the name of the destination would be a pattern.
+        found = self._patiently(f"read {paths[0]}", lambda: self._fs.cat_ranges(keys, None, None, on_error="raise"))
+        return dict(zip(paths, found, strict=True))
 
     def _find(self, prefix: str) -> dict[str, dict[str, Any]]:
         """What the storage knows of each object below a folder, by path."""

@@ -38,6 +38,7 @@ class Retirement:
     """Shards that leave both tables, and the one that takes their place, if any; paths as in `records.SHARD`."""
 
     name: str  # unique: what was dropped may come again, and be dropped again
+    epoch: int  # of the writer
     old: tuple[str, ...]
     merged: str | None = None
 
@@ -76,11 +77,14 @@ def drop(writer: Writer, generation: str) -> int:
 
     Raises: `UsageError` when the tables hold no such generation.
     """
-    found = sorted(path for path in snapshot(writer.table("parts")) if _generation(path) == generation)
+    published = snapshot(writer.table("parts")).keys()
+    found = {path for path in published if _generation(path) == generation}
     if not found:
-        known = sorted({_generation(path) for path in snapshot(writer.table("parts"))})
+        known = sorted({_generation(path) for path in published})
         raise UsageError(f"There is no generation {generation!r}: the tables hold {', '.join(known) or 'none'}.")
-    _retire(writer, found, None)
+    # What was prepared and never published goes with it: nothing would keep recovery from publishing it any more.
+    prepared = {path for path in stored(writer.objects, "parts") if _generation(path) == generation}
+    _retire(writer, sorted(found | prepared), None)
     return len(found)
 
 
@@ -108,7 +112,7 @@ def vacuum(writer: Writer, grace_hours: float = GRACE_HOURS, dry_run: bool = Fal
         }
     if not dry_run:
         for path in unseen:
-            writer.lease.check()
+            writer.lease.check(now=True)  # no commit follows that a fence could stop
             objects.delete(path)
         objects.sweep(before)
         _forget_retirements(writer)
@@ -118,13 +122,20 @@ def vacuum(writer: Writer, grace_hours: float = GRACE_HOURS, dry_run: bool = Fal
 
 
 def finish_retirements(writer: Writer) -> set[str]:
-    """Finish those that a killed writer began; returns every path that is retired and not yet deleted."""
-    there = writer.objects.list(FOLDER)
+    """Finish those that a killed writer began; returns every path that is retired and not yet deleted.
+
+    A record that was written by somebody who only slept, and was no longer the writer, is not obeyed.
+    """
+    written = writer.objects.written(FOLDER)
     retirements = _retirements(writer.objects)
     for retirement in retirements:
-        if retirement.done not in there:
-            _apply(writer, retirement)
-    return {path for retirement in retirements for path in retirement.old}
+        if retirement.done not in written:
+            if written[retirement.record] <= writer.lease.ended_at(retirement.epoch):
+                _apply(writer, retirement)
+            writer.objects.create(retirement.done, b"")
+    # Merged, and not in the tables: a twin of rows that are there, or were dropped since.
+    merged = {retirement.merged for retirement in retirements if retirement.merged}
+    return merged | {path for retirement in retirements for path in retirement.old}
 
 
 def stored(objects: ObjectStore, name: str) -> dict[str, int]:
@@ -133,13 +144,21 @@ def stored(objects: ObjectStore, name: str) -> dict[str, int]:
 
 
 def _retire(writer: Writer, old: list[str], merged: str | None) -> None:
-    retirement = Retirement(uuid.uuid4().hex, tuple(old), merged)
+    retirement = Retirement(uuid.uuid4().hex, writer.lease.epoch, tuple(old), merged)
+    writer.lease.check(now=True)
     writer.objects.create(retirement.record, json.dumps(asdict(retirement)).encode())
     _apply(writer, retirement)
+    writer.objects.create(retirement.done, b"")
 
 
 def _apply(writer: Writer, retirement: Retirement) -> None:
-    """Both tables, in an order in which the views, which join them by shard, show every row once at any moment."""
+    """Both tables, in an order in which the views, which join them by shard, show every row once at any moment.
+
+    Nothing takes the place of shards of which one is gone: its rows stand in another by now, or were dropped.
+    """
+    known = snapshot(writer.table("parts")).keys()
+    if retirement.merged and not known & {retirement.merged} and not known >= set(retirement.old):
+        return
     merged = describe(writer.objects, retirement.merged) if retirement.merged else None
     if merged and merged["segments_path"]:
         writer.add("segments", [shard_action(merged, "segments")])
@@ -151,7 +170,6 @@ def _apply(writer: Writer, retirement: Retirement) -> None:
 
     writer.commit("parts", swap)
     writer.remove("segments", retirement.old)
-    writer.objects.create(retirement.done, b"")
 
 
 @dataclass(frozen=True)
@@ -198,11 +216,11 @@ def _part_ids(objects: ObjectStore, path: str) -> frozenset[str]:
 def _merge(objects: ObjectStore, group: list[str]) -> str:
     """Store the rows of several shards as one, invisible as yet; returns its path."""
     rows = {name: _rows(objects, name, group) for name in ("segments", "parts")}
-    digest = hashlib.sha256("\n".join(group).encode()).hexdigest()[:SHARD_NAME_LENGTH]
+    content = {name: parquet_bytes(table) for name, table in rows.items() if table is not None}
+    digest = hashlib.sha256(b"".join(content.values())).hexdigest()[:SHARD_NAME_LENGTH]
     path = f"data/{_generation(group[0])}/{digest}.parquet"
-    for name, table in rows.items():
-        if table is not None:
-            objects.create(f"{name}/{path}", parquet_bytes(table))
+    for name, data in content.items():
+        objects.create(f"{name}/{path}", data)
     return path
 
 
@@ -218,7 +236,7 @@ def _rows(objects: ObjectStore, name: str, group: Iterable[str]) -> pa.Table | N
 def _retirements(objects: ObjectStore) -> list[Retirement]:
     paths = sorted(path for path in objects.list(FOLDER) if path.endswith(".json"))
     found: list[dict[str, Any]] = [json.loads(data) for data in objects.read_many(paths).values()] if paths else []
-    return [Retirement(fields["name"], tuple(fields["old"]), fields["merged"]) for fields in found]
+    return [Retirement(**fields | {"old": tuple(fields["old"])}) for fields in found]
 
 
 def _retired_since(objects: ObjectStore) -> dict[str, float]:

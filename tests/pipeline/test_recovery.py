@@ -113,3 +113,34 @@ def test_of_twins_with_other_text_one_is_published(destination: str, results: Re
     assert recover(store) == 1
     assert shown(store) == (2, 8), "the one that was half committed"
     assert (rows_in(store, "parts"), rows_in(store, "segments")) == (2, 8)
+
+
+def test_what_comes_late_and_is_cut_otherwise_stays_hidden(
+    destination: str, results: Results, writer_at: WriterAt
+) -> None:
+    """A worker of a killed run may store after the next run has recovered, and has cut the file anew."""
+    store = writer_at(destination)
+    store.publish([prepare(store.objects, results("a"))])
+    finer = results("a", parts=4, part_seconds=30.0, start=60.0, end=90.0).slice(2)
+    prepare(store.objects, finer)
+    assert recover(store) == 0
+    assert shown(store) == (2, 6) == (rows_in(store, "parts"), rows_in(store, "segments"))
+
+
+def test_of_two_cuts_that_nobody_published_one_is(destination: str, results: Results, writer_at: WriterAt) -> None:
+    store = writer_at(destination)
+    prepare(store.objects, results("a").slice(0, 1))
+    prepare(store.objects, results("a", parts=4, part_seconds=30.0).slice(1))
+    assert recover(store) == 1
+    assert shown(store) in ((1, 3), (3, 9))
+
+
+def test_a_copy_that_goes_its_own_way_is_cut_as_its_run_says(
+    destination: str, results: Results, writer_at: WriterAt
+) -> None:
+    store = writer_at(destination)
+    copy = results("b", parts=1, part_seconds=57.0, same_as="a", status="same", segment_rows=None)
+    store.publish([prepare(store.objects, copy)])
+    prepare(store.objects, results("b", attempts=2))
+    assert recover(store) == 1
+    assert rows_in(store, "parts") == 1 + 2

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from model.errors import UsageError
+from model.errors import LeaseError, UsageError
 from pipeline import upkeep
 from pipeline.catalog import query
 from pipeline.objects import ObjectStore
@@ -166,6 +168,101 @@ def test_what_was_dropped_can_be_transcribed_again(tmp_path: Path, results: Resu
         assert recover(writer) == 0
         assert _everything(writer) == before
         assert shown(writer) == (4, 3 * 2)
+
+
+def test_what_was_never_published_is_dropped_as_well(
+    tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was kept back because its rows were there; once these are gone, nothing else would."""
+    with Writer.open(str(tmp_path)) as writer:
+        _filled(writer, results, shards=2)
+        prepare(writer.objects, results("0", segments=4))  # a twin with another text
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            _killed_at(2, writer, patch)  # both objects of the merged shard are there, the record is not
+            compact(writer)
+        assert drop(writer, GENERATION) == 3
+    with Writer.open(str(tmp_path)) as writer:
+        assert recover(writer) == 0
+        assert shown(writer) == (0, 0) == (rows_in(writer, "parts"), rows_in(writer, "segments"))
+
+
+def test_what_was_dropped_and_deleted_can_be_merged_again(
+    tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Writer.open(str(tmp_path)) as writer:
+        _filled(writer, results, shards=2)
+        compact(writer)
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectStore, "clock", lambda objects, now=ObjectStore.clock: now(objects) + LATER)
+            vacuum(writer)
+        drop(writer, GENERATION)
+        before = _everything(_filled(writer, results, shards=2))
+        assert compact(writer) == 2
+        assert _everything(writer) == before
+
+
+@pytest.mark.parametrize("meanwhile", range(5))
+def test_a_query_that_meets_a_merge_sees_every_row(
+    tmp_path: Path, results: Results, writer_at: WriterAt, meanwhile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged between any two of the looks that a connection takes at the tables."""
+    writer = _filled(writer_at(str(tmp_path)), results, shards=2)
+    before = shown(writer)
+    looks = iter(range(100))
+
+    def look(store: Store, name: str, snapshot: Callable[..., dict[str, int]] = Store.snapshot) -> dict[str, int]:
+        if next(looks) == meanwhile:
+            assert compact(writer) == 2
+        return snapshot(store, name)
+
+    monkeypatch.setattr(Store, "snapshot", look)
+    assert shown(writer) == before
+    assert next(looks) > meanwhile
+
+
+@pytest.mark.parametrize("sleeper", [compact, lambda writer: drop(writer, GENERATION)], ids=["compact", "drop"])
+@pytest.mark.parametrize("meanwhile", ["compacted", "dropped", "dropped and transcribed again"])
+def test_what_a_sleeper_writes_down_too_late_is_not_obeyed(
+    tmp_path: Path, results: Results, sleeper: Callable[[Writer], int], meanwhile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It falls asleep in front of its record, and wakes up when another has taken over."""
+    asleep = _filled(Writer.open(str(tmp_path)), results, shards=2)
+    asleep.close()  # no heartbeat, and no other sign, will tell it
+    monkeypatch.setattr(asleep.lease, "check", lambda now=False: None)
+    lasting: list[Any] = []
+
+    def nap(writer: Writer, old: list[str], merged: str | None, retire: Callable[..., None] = upkeep._retire) -> None:
+        with Writer.open(str(tmp_path)) as other:
+            monkeypatch.setattr(upkeep, "_retire", retire)
+            compact(other) if meanwhile == "compacted" else drop(other, GENERATION)
+            if meanwhile.endswith("again"):
+                _filled(other, results, shards=2)
+            lasting.append(_everything(other))
+        time.sleep(0.01)  # the clock of a file system goes in ticks
+        retire(writer, old, merged)
+
+    monkeypatch.setattr(upkeep, "_retire", nap)
+    with suppress(LeaseError):  # there may be nothing left for it to do
+        sleeper(asleep)
+    with Writer.open(str(tmp_path)) as writer:
+        assert recover(writer) == 0
+        assert [_everything(writer)] == lasting
+        records = writer.objects.list(FOLDER)
+        assert len(records) == 4 and sum(name.endswith(".done") for name in records) == 2, "each is ended"
+
+
+def test_a_vacuum_that_slept_deletes_nothing(tmp_path: Path, results: Results) -> None:
+    """What it looked at may be in the tables by now."""
+    asleep = Writer.open(str(tmp_path))
+    path = prepare(asleep.objects, results("a"))["parts_path"]
+    for data in tmp_path.glob("*/data/*/*.parquet"):
+        os.utime(data, (0, 0))
+    asleep.close()
+    with Writer.open(str(tmp_path)) as writer:
+        with pytest.raises(LeaseError):
+            vacuum(asleep)
+        assert path in stored(writer.objects, "parts")
+        assert recover(writer) == 1 and shown(writer) == (2, 6)
 
 
 def test_an_unknown_generation_is_refused_and_the_known_are_named(
