@@ -30,12 +30,7 @@ def ask(dest: str, query: str, output: str) -> None:
     """
     if output not in WRITERS:
         raise UsageError(f"--format is {output!r}: choose one of {', '.join(WRITERS)}.")
-    rows = catalog.query(Store.open(dest), query)
-    try:
-        WRITERS[output](rows)
-    except pa.ArrowNotImplementedError as error:
-        reason = str(error).rstrip(".")
-        raise UsageError(f"A column has a type that {output} cannot hold ({reason}): cast it in the query.") from error
+    _write(catalog.query(Store.open(dest), query), output)
 
 
 def shell(dest: str) -> None:
@@ -47,7 +42,7 @@ def shell(dest: str) -> None:
     with closing(catalog.connect(Store.open(dest))) as connection:
         for query in _typed() if interactive else filter(None, map(str.strip, sys.stdin)):
             try:
-                console.show(catalog.select(connection, query))
+                _write(catalog.select(connection, query), "table")
             except EarwitnessError as error:
                 if not interactive:
                     raise
@@ -68,6 +63,24 @@ def _typed() -> Iterator[str]:
         if not line:
             return
         yield line
+
+
+def _write(rows: pa.Table, output: str) -> None:
+    """Print rows in one of the formats. Raises: `UsageError` for what that cannot hold."""
+    twice = next((name for name in rows.column_names if rows.column_names.count(name) > 1), None)
+    if output in NAMED and twice is not None:
+        raise UsageError(
+            f"Two columns are called {twice!r}, which {output} cannot hold: give one another name with AS."
+        )
+    try:
+        WRITERS[output](rows)
+    except pa.ArrowNotImplementedError as error:
+        reason = str(error).rstrip(".")
+        raise UsageError(f"A column has a type that {output} cannot hold ({reason}): cast it in the query.") from error
+    except (OverflowError, ValueError) as error:  # Python's dates end with the year 9999
+        raise UsageError(
+            f"A value is none that a {output} can hold ({error}): cast it to VARCHAR in the query."
+        ) from error
 
 
 def _csv(rows: pa.Table) -> None:
@@ -104,6 +117,7 @@ def _parquet(rows: pa.Table) -> None:
     sys.stdout.buffer.write(buffer.getvalue())
 
 
+NAMED = ("json", "parquet")  # a value is found by the name of its column
 WRITERS: dict[str, Callable[[pa.Table], None]] = {
     "table": console.show,
     "csv": _csv,

@@ -222,6 +222,10 @@ def select(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     `DestinationError` when the tables cannot be read.
     """
     try:
+        sql.encode()
+    except UnicodeEncodeError:
+        raise UsageError("The query is not text in UTF-8: write it as such.") from None
+    try:
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type not in READING:
             raise UsageError("A query is one SELECT (or WITH, FROM, DESCRIBE, EXPLAIN): the tables cannot be changed.")

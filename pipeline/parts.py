@@ -190,10 +190,13 @@ def _timed_fetch(media: dict[str, Any], target: Path, spent: dict[str, float]) -
 
 
 def _require_room(size: int, folder: Path) -> None:
-    """An object that never fits on this disk is a verdict; a disk that is full right now raises when it is written."""
+    """An object that never fits on this disk is a failure of its own; one that is full now raises when it is written.
+
+    It is tried again: another machine may have another disk.
+    """
     disk = shutil.disk_usage(folder).total
     if size > disk * LARGEST_SHARE_OF_DISK:
-        raise MediaError("rejected", f"Its {size:,} bytes do not fit on a disk of {disk:,}: set TMPDIR to another.")
+        raise MediaError("failed", f"Its {size:,} bytes do not fit on a disk of {disk:,}: set TMPDIR to another.")
 
 
 def _evidence(part: PcmPart, report: MediaReport, content: Content) -> dict[str, Any]:

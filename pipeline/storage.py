@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import re
 import time
 import uuid
 from pathlib import Path
@@ -32,6 +33,9 @@ MANY = "1000"  # retries that end by the time they take
 DEFAULT_REGION = "us-east-1"
 HIDDEN = "."  # names that start with it are never listed: unfinished files, probes, what a desktop leaves behind
 SCRATCH = f"{HIDDEN}earwitness-"  # our own of them
+# What deltalake decodes, cuts off or refuses in the address of a table.
+_NO_FOLDER = r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f\x7f]"
+NO_NAMES = {"file": re.compile(_NO_FOLDER), "s3": re.compile(_NO_FOLDER + "|[#?]|//")}
 
 
 class ObjectExists(Exception):
@@ -60,9 +64,15 @@ def storage_at(url: str) -> Storage:
     protocol, separator, place = url.partition("://")
     if not separator:
         protocol, place = "file", url
-    if protocol not in ("file", "s3") or not place.strip("/ "):
+    if protocol not in NO_NAMES or not place.strip("/ "):
         raise DestinationError(f"The destination {url!r} cannot hold tables: give a folder or s3://BUCKET/PREFIX.")
-    return Folder(place) if protocol == "file" else Bucket(place)
+    storage = Folder(place) if protocol == "file" else Bucket(place)
+    if found := NO_NAMES[protocol].search(storage.root):
+        raise DestinationError(
+            f"The destination {url!r} cannot hold tables, since {found.group()!r} means something else in the address "
+            f"of a table: choose another name."
+        )
+    return storage
 
 
 def scratch() -> str:

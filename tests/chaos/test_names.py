@@ -1,4 +1,4 @@
-"""Any name an object can have, on disk and in a bucket: transcribed or refused with a reason, and never interpreted."""
+"""Any name an object or a destination can have, on disk and in a bucket: it works, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.errors import EarwitnessError, SourceError
+from model.errors import DestinationError, EarwitnessError, SourceError
 from pipeline.catalog import query
 from pipeline.config import ReadOptions
 from pipeline.inventory import list_media
+from pipeline.objects import ObjectStore
+from pipeline.recovery import recover
 from pipeline.sink import prepare
+from pipeline.upkeep import compact
 from tests.chaos.corpus import as_wav
 from tests.pipeline.reading import manifest_of, read
+from tests.tables import rows_in, shown
 from tests.writers import WriterAt
 
 OPTIONS = ReadOptions(voice_activity=False)
@@ -129,3 +133,31 @@ def test_a_name_is_only_data_to_sql(
         assert row["n"] == 3
     with pytest.raises(EarwitnessError):
         query(store, "DROP TABLE parts")
+
+
+@pytest.mark.parametrize(
+    "name", ["two  spaces", "calls[1]", "a*b", "{a,b}", "100%", "ü 🎙️", "'\"", "a+b&c=d", "-i|~x", "$(x)`y`"]
+)
+def test_tables_under_any_name(
+    destination: str, name: str, results: Callable[..., pa.Table], writer_at: WriterAt
+) -> None:
+    """Written, published, recovered, merged and read."""
+    writer = writer_at(f"{destination}/{name}")
+    writer.publish([prepare(writer.objects, results("a"))])
+    prepare(writer.objects, results("b"))
+    assert recover(writer) == 1
+    assert compact(writer) == 1
+    assert shown(writer) == (4, 12) == (rows_in(writer, "parts"), rows_in(writer, "segments"))
+    assert writer.read("parts", ["media_id"]).num_rows == 4
+
+
+@pytest.mark.parametrize("name", ["a%20b", "%2e%2e", "a\\b", "a\nb"])
+def test_names_that_no_tables_can_have_are_refused(destination: str, name: str) -> None:
+    with pytest.raises(DestinationError, match="^The destination .* in the address of a table: choose another name.$"):
+        ObjectStore(f"{destination}/{name}")
+
+
+@pytest.mark.parametrize("name", ["a#b", "what?", "a//b"])
+def test_names_that_no_tables_in_a_bucket_can_have_are_refused(name: str) -> None:
+    with pytest.raises(DestinationError, match="^The destination .* in the address of a table: choose another name.$"):
+        ObjectStore(f"s3://bucket/{name}")

@@ -94,6 +94,29 @@ def test_a_type_that_a_format_cannot_hold(store: Store, output: str) -> None:
         ask(store.objects.url, "SELECT INTERVAL 1 DAY AS d", output)
 
 
+@pytest.mark.parametrize(
+    "value", ["DATE '20000-01-01'", "'infinity'::TIMESTAMP", "TIMESTAMP_NS '2020-01-01 00:00:00.1234'"]
+)
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_date_that_python_cannot_hold_is_no_bug(store: Store, output: str, value: str) -> None:
+    try:
+        ask(store.objects.url, f"SELECT {value} AS d", output)
+    except UsageError as error:
+        assert str(error).startswith(f"A value is none that a {output} can hold (")
+    ask(store.objects.url, f"SELECT CAST({value} AS VARCHAR) AS d", output)
+
+
+@pytest.mark.parametrize("output", ["json", "parquet"])
+def test_two_columns_of_one_name_are_not_lost(store: Store, output: str) -> None:
+    with pytest.raises(UsageError, match=f"^Two columns are called 'a', which {output} cannot hold: give one another"):
+        ask(store.objects.url, "SELECT 1 AS a, 2 AS a", output)
+
+
+def test_a_query_that_is_no_text(store: Store) -> None:
+    with pytest.raises(UsageError, match="^The query is not text in UTF-8: write it as such.$"):
+        ask(store.objects.url, "SELECT '\udcff'", "table")
+
+
 def test_a_wrong_format_is_told_before_the_tables_are_read() -> None:
     with pytest.raises(UsageError, match="--format is 'yaml': choose one of table, csv, json, parquet."):
         ask("nowhere", "SELECT 1", "yaml")

@@ -294,10 +294,12 @@ def test_a_reader_that_is_given_up_leaves_nothing_behind(clip: Path, temporary: 
     assert not list(temporary.iterdir())
 
 
-def test_an_object_that_fits_on_no_disk_here_is_rejected_before_it_is_fetched(clip: Path, temporary: Path) -> None:
+def test_an_object_that_fits_on_no_disk_here_is_left_to_another_before_it_is_fetched(
+    clip: Path, temporary: Path
+) -> None:
     table = manifest(clip)
     size = pa.array([1 << 60], pa.int64())
     (row,) = read(table.set_column(table.schema.get_field_index("bytes"), "bytes", size))
-    assert (row["status"], row["mel"], row["is_last"]) == ("rejected", None, True)
+    assert (row["status"], row["mel"], row["is_last"]) == ("failed", None, True)
     assert "do not fit on a disk of" in row["error"]
     assert not list(temporary.iterdir())
