@@ -130,7 +130,13 @@ def _segments(condition: str) -> str:
     return _named("segments", "_shard", "", condition)
 
 
-_GIVEN_UP = f"(status IN ({_AGAIN}) AND attempts > (SELECT retries FROM steps.limits))"
+# Made once the limit is known: files that failed in more runs than that.
+QUARANTINED = f"""
+CREATE TABLE steps.quarantined AS
+    SELECT media_id, generation FROM steps.ledger WHERE same_as IS NULL AND status IN ({_AGAIN})
+    GROUP BY ALL HAVING count(DISTINCT attempts) > {{retries}}"""
+_GIVEN_UP = f"""(status IN ({_AGAIN})
+    AND (coalesce(same_as, media_id), generation) IN (SELECT (media_id, generation) FROM steps.quarantined))"""
 
 VIEWS = {
     "all_parts": "SELECT * EXCLUDE (_shard, _has_text) FROM steps.ledger",
@@ -206,7 +212,7 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
         connection.execute(f"SET temp_directory = '{spill_folder()}'")
         for name, value in SETTINGS.items():
             connection.execute(f"SET {name} = {value}")
-        connection.execute(f"{STEPS} CREATE TABLE steps.limits AS SELECT {_retries(store)} AS retries")
+        connection.execute(STEPS + QUARANTINED.format(retries=_retries(store)))
         for name, sql in VIEWS.items():
             connection.execute(f"CREATE VIEW {name} AS {sql}")
     except duckdb.Error as error:

@@ -91,7 +91,8 @@ CREATE TABLE relevant AS
 """
 
 # One row per file that is not whole. `done` holds the indices with a verdict that stays; `last` the index of the last
-# part, once that has one; `attempts` is of what has to be tried again, and `settled` says that nothing will be.
+# part, once that has one; `attempts` is of what has to be tried again, and `settled` says that nothing will be. A file
+# `speaks` for its copies once it is settled by what its bytes are: not if they could not be had in the end.
 FILES = f"""
 CREATE TABLE files AS
     WITH parts AS (
@@ -105,19 +106,22 @@ CREATE TABLE files AS
             coalesce(list_sort(list("index") FILTER (done)), []) AS done, bool_or(text) AS has_text,
             coalesce(max(attempts) FILTER (NOT done), 0) AS attempts
         FROM parts GROUP BY key),
+    failed AS (
+        SELECT key, count(DISTINCT attempts) AS times, arg_max(sha256 IS NULL, attempts) AS unread
+        FROM relevant WHERE same_as IS NULL AND NOT is_whole AND status IN ({_AGAIN}) GROUP BY key),
     copies AS (
         SELECT key, {_key("arg_max(same_as, attempts)")} AS owner, max(attempts) AS attempts
         FROM relevant WHERE same_as IS NOT NULL GROUP BY key),
     alone AS (
-        SELECT *, attempts > {{retries}}
-            OR coalesce(len(list_filter(done, lambda i: i <= last)) = last + 1, false) AS settled
-        FROM own)
+        SELECT *, coalesce(len(list_filter(done, lambda i: i <= last)) = last + 1, false) AS complete,
+            complete OR coalesce(times > {{retries}}, false) AS settled, settled AND (complete OR NOT unread) AS speaks
+        FROM own LEFT JOIN failed USING (key))
     SELECT key, alone.part_seconds, alone.last, coalesce(alone.done, []) AS done,
         greatest(coalesce(alone.attempts, 0), coalesce(copies.attempts, 0)) AS attempts,
-        coalesce(alone.settled, false) AS settled_alone,
-        settled_alone OR (NOT coalesce(alone.has_text, false) AND coalesce(owners.settled, false)) AS settled
+        coalesce(alone.speaks, false) AS speaks, coalesce(alone.settled, false)
+            OR (NOT coalesce(alone.has_text, false) AND coalesce(owners.speaks, false)) AS settled
     FROM alone FULL JOIN copies USING (key) LEFT JOIN (
-        SELECT key, settled FROM alone UNION ALL SELECT key, true FROM wanted WHERE is_whole
+        SELECT key, speaks FROM alone UNION ALL SELECT key, true FROM wanted WHERE is_whole
     ) AS owners ON owners.key = copies.owner
 """
 
@@ -145,7 +149,7 @@ SELECT unhex(sha256) AS sha256, min({'later': later, 'media_id': owner}).media_i
 FROM (
     SELECT sha256, media_id AS owner, false AS later
         FROM relevant WHERE same_as IS NULL AND sha256 IS NOT NULL AND bytes IN (SELECT bytes FROM pending)
-        AND (is_whole OR key IN (SELECT key FROM files WHERE settled_alone))
+        AND (is_whole OR key IN (SELECT key FROM files WHERE speaks))
     UNION ALL
     SELECT sha256, coalesce(same_as, media_id) AS owner, true AS later
         FROM relevant WHERE sha256 IS NOT NULL AND owner IN (SELECT media_id FROM pending))

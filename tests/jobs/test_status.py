@@ -53,8 +53,9 @@ def test_every_file_is_counted_once(tables: Store) -> None:
 
 
 def test_what_failed_too_often_is_counted(tables: Writer, results: Results) -> None:
-    failed = results("broken", parts=1, status="timeout", attempts=ReadOptions().retries + 1, segment_rows=None)
-    tables.publish([prepare(tables.objects, failed)])
+    for attempt in range(2, ReadOptions().retries + 3):
+        failed = results("broken", parts=1, status="timeout", attempts=attempt, segment_rows=None)
+        tables.publish([prepare(tables.objects, failed)])
     found = status(tables.objects.url)
     assert (found.failed, found.quarantined) == (1, 1)
 

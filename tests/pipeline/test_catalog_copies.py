@@ -55,7 +55,9 @@ def test_what_failed_too_often_is_quarantined(
     store: Writer, results: Results, status: str, attempts: int, quarantined: bool
 ) -> None:
     store.add_run(Config(read=ReadOptions(retries=3)), "0" * 16)
-    publish(store, results("a", parts=1, status=status, attempts=attempts, segment_rows=None), results("b"))
+    for attempt in range(1, attempts + 1):
+        publish(store, results("a", parts=1, status=status, attempts=attempt, segment_rows=None))
+    publish(store, results("b", attempts=attempts))
     assert one(store, "SELECT quarantined FROM failures") == {"quarantined": quarantined}
     rows = query(store, "SELECT media_id, quarantined FROM files ORDER BY media_id").to_pylist()
     assert rows == [{"media_id": "a", "quarantined": quarantined}, {"media_id": "b", "quarantined": False}]

@@ -281,14 +281,29 @@ def test_a_failure_is_tried_again_and_counted(status: str) -> None:
     assert (row["attempt"], row["done_parts"], row["part_seconds"]) == (3, [0], 60.0)
 
 
+def failures(attempts: Iterable[int], name: str = "a", **row: Any) -> list[dict[str, Any]]:
+    """What runs leave of a file that they cannot read."""
+    failed = dict(media_id=id_of(name), is_last=True, status="failed") | row
+    return [failed | dict(attempts=attempt) for attempt in attempts]
+
+
 @pytest.mark.parametrize(("retries", "attempts", "pending"), [(0, 1, 0), (1, 1, 1), (2, 2, 1), (2, 3, 0), (2, 4, 0)])
 def test_after_so_many_retries_a_file_is_left_alone(retries: int, attempts: int, pending: int) -> None:
-    failed = ledger(dict(is_last=True, status="failed", attempts=attempts))
+    failed = ledger(*failures(range(1, attempts + 1)))
     assert plan([wav("a")], failed, ReadOptions(retries=retries), SLOTS).pending == pending
 
 
+def test_attempts_that_did_not_fail_are_no_failures() -> None:
+    """A copy of what stayed half done has a row of each night, and a file that is done again one of each retry."""
+    waited = [copy("b", "a") | dict(attempts=attempt) for attempt in (1, 2, 3)]
+    retried = [dict(index=0, attempts=attempt) for attempt in (1, 2, 3)]
+    for name, rows in (("b", [*waited, *failures([4], "b")]), ("a", [*retried, *failures([4], index=1)])):
+        (row,) = plan([wav(name)], ledger(*rows), ReadOptions(retries=2), SLOTS).manifest.to_pylist()
+        assert row["attempt"] == 5
+
+
 def test_a_file_left_alone_is_tried_again_when_more_retries_are_allowed() -> None:
-    failed = ledger(dict(is_last=True, status="timeout", attempts=3))
+    failed = ledger(*failures([1, 2, 3], status="timeout"))
     assert plan([wav("a")], failed, ReadOptions(retries=2), SLOTS).pending == 0
     (row,) = plan([wav("a")], failed, ReadOptions(retries=3), SLOTS).manifest.to_pylist()
     assert row["attempt"] == 4
@@ -351,10 +366,19 @@ def test_an_owner_that_is_gone_is_not_waited_for() -> None:
 
 
 def test_a_copy_shares_the_fate_of_an_owner_that_is_given_up() -> None:
-    failed = dict(is_last=True, status="timeout", sha256=SHA256["a"])
-    once, often = (ledger(failed | dict(attempts=attempts), copy("b", "a")) for attempts in (1, 3))
+    timed_out = dict(status="timeout", sha256=SHA256["a"])
+    once, often = (ledger(*failures(attempts, **timed_out), copy("b", "a")) for attempts in ([1], [1, 2, 3]))
     assert names(plan([wav("a"), wav("b")], once, ReadOptions(retries=2), SLOTS).manifest) == ["a", "b"]
     assert plan([wav("a"), wav("b")], often, ReadOptions(retries=2), SLOTS).pending == 0
+
+
+@pytest.mark.parametrize("listed", ["ab", "b"])
+def test_a_copy_of_an_owner_that_cannot_be_had_any_more_is_read_itself(listed: str) -> None:
+    """Its bytes are those that failed nobody: it was half done, and then it was the owner's storage that failed."""
+    lost = ledger(dict(index=0), copy("b", "a"), *failures([2, 3, 4], index=1))
+    found = plan(map(wav, listed), lost, ReadOptions(retries=2), SLOTS, media_table(wav("a"), wav("b")))
+    assert names(found.manifest) == ["b"] and found.owners.num_rows == 0
+    assert found.manifest["done_parts"].to_pylist() == [[]]
 
 
 def test_a_copy_that_went_its_own_way_is_done_when_it_is() -> None:
