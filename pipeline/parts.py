@@ -13,7 +13,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,11 @@ def _timed_fetch(media: dict[str, Any], target: Path, spent: dict[str, float]) -
     _require_room(media["bytes"], target.parent)
     try:
         return fetch(media["uri"], media["version"], target)
+    except MediaError:
+        for other in media["others"] or ():
+            with suppress(MediaError):
+                return fetch(other["uri"], other["version"], target)
+        raise
     finally:
         spent["fetch_seconds"] += time.monotonic() - started
 

@@ -128,7 +128,8 @@ CREATE TABLE files AS
 DUE = f"""
 CREATE TABLE due AS
     SELECT candidates.*, {_SECONDS} AS seconds, files.part_seconds, coalesce(files.done, []) AS done_parts,
-        files.last + 1 AS parts_total, coalesce(files.attempts, 0) + 1 AS attempt
+        files.last + 1 AS parts_total, coalesce(files.attempts, 0) + 1 AS attempt,
+        NULL::STRUCT(uri VARCHAR, version VARCHAR)[] AS others
     FROM candidates LEFT JOIN files USING (key) WHERE NOT is_whole AND NOT coalesce(files.settled, false)
 """
 PENDING = "CREATE VIEW pending AS FROM due"
@@ -156,7 +157,8 @@ FROM (
 GROUP BY sha256
 """
 
-# For parts that are picked to be done again, in the place of `candidates`, `wanted` and `due`.
+# For parts that are picked to be done again, in the place of `candidates`, `wanted` and `due`. Their file may have left
+# the archive, or have moved within it: `others` are its copies, the one that was seen last first.
 PICKED = f"""
 CREATE TABLE wanted AS
     SELECT DISTINCT {_key("media_id")} AS key, NULL::BIGINT AS bytes, false AS is_whole FROM picked;
@@ -167,8 +169,13 @@ PICKED_PENDING = f"""
 CREATE TABLE pending AS
     SELECT candidates.*, {_SECONDS} AS seconds, files.part_seconds, files.last + 1 AS parts_total,
         latest.attempts + 1 AS attempt,
-        list_filter(files.done, lambda i: NOT list_contains(chosen.indices, i)) AS done_parts
+        list_filter(files.done, lambda i: NOT list_contains(chosen.indices, i)) AS done_parts, others.others
     FROM candidates JOIN files USING (key)
         JOIN (SELECT media_id, list("index") AS indices FROM picked GROUP BY media_id) AS chosen USING (media_id)
         JOIN (SELECT key, max(attempts) AS attempts FROM relevant GROUP BY key) AS latest USING (key)
+        LEFT JOIN (
+            SELECT same_as AS media_id, list({{'uri': uri, 'version': version}} ORDER BY seen_at DESC, uri) AS others
+            FROM (SELECT DISTINCT ON (media_id) media_id AS copy, * EXCLUDE (media_id) FROM media)
+            JOIN (SELECT DISTINCT media_id AS copy, same_as FROM ledger WHERE same_as IN (SELECT media_id FROM picked))
+            USING (copy) GROUP BY same_as) AS others USING (media_id)
 """

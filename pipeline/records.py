@@ -35,6 +35,7 @@ MANIFEST = _schema(
     done_parts=pa.list_(pa.int32()),  # indices already in the ledger for this generation
     parts_total=pa.int32(),  # how many parts it has, where the ledger knows; else null
     attempt=pa.int32(),  # 1, or more where an earlier run failed at it
+    others=pa.list_(pa.struct(dict(uri=pa.string(), version=pa.string()))),  # where the same bytes were seen; or null
 )
 
 # Content that the ledger knows, so that the same bytes under another name are not transcribed again.

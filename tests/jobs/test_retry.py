@@ -200,3 +200,16 @@ def test_exactly_what_was_picked_is_done_again(earwitness: Call, place: Path) ->
     assert [run["generation"] for run in store.runs()] == [store.runs()[0]["generation"]] * 2
     done = earwitness(*transcribe)
     assert (done.code, done.out.startswith("Nothing to do")) == (0, True)
+
+    (owner,) = {row["uri"] for row in ask(store, "FROM all_parts WHERE same_as IS NULL AND uri LIKE '%/l%.wav'")}
+    Path(owner.removeprefix("file://")).unlink()  # its bytes are still there under the other name
+    done = earwitness("retry", "tables", "--where", "parse_filename(uri) = 'long.wav' AND \"index\" = 0")
+    assert done.code == 0, done.err
+    expected = [
+        row | {"attempts": 3}
+        if row["file"].startswith("l") and row["file"] != "list.mp3" and row["index"] == 0
+        else row
+        for row in expected
+    ]
+    assert ask(store, PARTS) == expected
+    assert ask(store, SEGMENTS) == segments

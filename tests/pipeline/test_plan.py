@@ -114,6 +114,7 @@ def test_where_nothing_is_done_everything_is_pending(there_is: bool) -> None:
         "part_seconds": 30.0,
         "done_parts": [],
         "parts_total": None,
+        "others": None,
         "attempt": 1,
     }
 
@@ -429,6 +430,14 @@ def test_exactly_the_picked_parts_are_done_again() -> None:
     assert (c["media_id"], c["done_parts"], c["parts_total"], c["attempt"]) == (id_of("c"), [], 1, 2)
     assert (a["uri"], a["version"], a["bytes"]) == ("s3://archive/a.wav", "1", wav("a").bytes)
     assert {a["part_seconds"], c["part_seconds"]} == {60.0}, "the cuts stay"
+
+
+def test_a_file_is_looked_for_under_its_other_names_as_well() -> None:
+    """It may have moved within the archive since it was transcribed."""
+    done = ledger(*whole("a", 2), *whole("c"), copy("b", "a"), copy("d", "a"), copy("d", "a") | dict(attempts=2))
+    a, c = again(done, ("a", 1), ("c", 0), listed="abcd")
+    assert a["others"] == [{"uri": f"s3://archive/{name}.wav", "version": "1"} for name in "bd"]
+    assert (a["uri"], c["others"]) == ("s3://archive/a.wav", None)
 
 
 def test_every_attempt_has_a_number_of_its_own() -> None:

@@ -40,6 +40,7 @@ def manifest(sizes: list[int], suffixes: list[str] | None = None) -> pa.Table:
             "done_parts": [[number % 3] for number in range(len(sizes))],
             "parts_total": [None] * len(sizes),
             "attempt": [1] * len(sizes),
+            "others": [None] * len(sizes),
         },
         schema=MANIFEST,
     )
