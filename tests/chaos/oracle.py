@@ -132,7 +132,9 @@ def _canonical(name: str, table: pa.Table) -> list[Row]:
 
 
 def _table(dest: str, name: str) -> DeltaTable:
-    options = {"aws_allow_http": "true"} if dest.startswith("s3://") else {}
+    # A server that was killed a moment ago says "InternalError" of what it has not found again yet.
+    patient = {"max_retries": "1000", "retry_timeout": "60s"}
+    options = {"aws_allow_http": "true", **patient} if dest.startswith("s3://") else {}
     return DeltaTable(f"{dest}/{name}", storage_options=options)
 
 
