@@ -21,13 +21,15 @@ SHORT_FRACTION = 0.01
 LINE_BYTES = 4096
 MAX_MESSAGES = 50
 MESSAGE_CHARACTERS = 200
-WITHOUT_TIMES = ("mp3", "aac", "amr", "gsm", "g722")  # containers that are packets one behind the other, no more
+WITHOUT_TIMES = ("mp3", "aac", "amr", "gsm", "g722", "avi")  # containers that are packets one behind the other, no more
+MOST_CHANNELS = 1024  # and rates below 2³¹: whatever says more is no header, but a tag that looks like one
 
 # `[aist#0:0/flac @ 0x55] [dec:flac @ 0x56] [error] message`: any number of sources, the level, the message.
 _LINE = re.compile(r"(?:\[[^\]]* @ 0x[0-9a-f]+\] )*\[(\w+)\] (.*)")
 _INPUT = re.compile(r"Input #0, ([\w,]+), from ")
-_DURATION = re.compile(r"  Duration: (\d+):(\d\d):(\d\d\.\d+)")
-_AUDIO = re.compile(r"  Stream #0:\d+.*?: Audio: (\w+).*?, (\d+) Hz, ([^,]+)")
+_DURATION = re.compile(r"  Duration: ([0-9]{2,7}):([0-9]{2}):([0-9]{2}\.[0-9]+)")
+_AUDIO = re.compile(r"  Stream #0:\d+.*?: Audio: (\w+).*?, ([0-9]{1,9}) Hz, ([^,]+)")
+_DECODED = re.compile(r"  Input stream #0:\d+ \(audio\): .* decode errors \(([0-9]{1,18}) samples\)")
 _OTHER_STREAM = re.compile(r"  Stream #0:\d+.*?: (?:Audio|Video): (?!.*\(attached pic\))")
 _CORRUPTION = re.compile(r"corrupt|truncated|size mismatch|do not match")
 _PATH = re.compile(r"'?file:\S+")
@@ -36,11 +38,18 @@ _LAYOUTS = {"mono": 1, "stereo": 2, "downmix": 2, "binaural": 2, "quad": 4, "hex
 _LAYOUTS |= {"hexadecagonal": 16, "ambisonic 1": 4, "ambisonic 2": 9, "ambisonic 3": 16}
 
 # What ffmpeg says when it does not begin, in the order of who is right when it says several things.
+_TOO_MANY_STREAMS = "max_streams"
 _REFUSALS = (
+    (_TOO_MANY_STREAMS, "rejected", "It has more than 64 streams."),
     ("Format not on whitelist", "rejected", "It is not in a format that is read, or only names other files."),
     ("not on whitelist", "rejected", "It points to another file or address, which is never followed."),
     ("Cannot allocate memory", "rejected", "Reading it takes more memory than one file may use."),
     ("moov atom not found", "no_audio", "Its index (moov atom) is missing: it was cut, or never finished."),
+    (
+        "Rematrix is needed",
+        "rejected",
+        "Nobody knows how to mix its channels: up to 16 can be read by --channels split.",
+    ),
     ("matches no streams", "no_audio", "It has no audio stream."),
     ("Invalid data found", "no_audio", "ffmpeg does not recognise it as audio or video."),
     ("received no packets", "no_audio", "Nothing of its audio can be decoded."),
@@ -55,7 +64,7 @@ def verdict(log: Log, path: Path, decoded: float, returncode: int) -> tuple[str,
 
     Fills in the expected seconds where only the header knows them.
     """
-    if decoded == 0:
+    if decoded == 0 or log.said(_TOO_MANY_STREAMS):
         return log.why_nothing(returncode)
     promised_seconds, promised_end = promise(path)
     if log.expected_seconds is None:  # ffmpeg looked at what is there, not at what was promised
@@ -69,15 +78,20 @@ def _judge_audio(log: Log, decoded: float, ends_early: bool, returncode: int) ->
     expected = log.expected_seconds
     missing = (expected or 0.0) - decoded
     is_short = missing > max(SHORT_SECONDS, SHORT_FRACTION * decoded)
+    off = ""
+    if log.errors and log.container in WITHOUT_TIMES:
+        off = f" {log.container} holds no times: those behind the damage may be off."
     if is_short and (log.only_audio or log.errors):
-        return "truncated", f"The header promises {expected:.2f} seconds, but {decoded:.2f} could be decoded."
+        return "truncated", f"The header promises {expected:.2f} seconds, but {decoded:.2f} could be decoded.{off}"
     if ends_early:
-        return "truncated", "The file ends before its container says that it does."
+        return "truncated", f"The file ends before its container says that it does.{off}"
     if log.errors or returncode:
-        said = f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}."
-        if log.container in WITHOUT_TIMES:
-            said += f" {log.container} holds no times: those behind the damage may be off."
-        return "damaged", said
+        return "damaged", f"ffmpeg ended with {returncode}, {log.errors} complaints, at last: {log.messages[-1]}.{off}"
+    too_many = (log.heard_seconds or decoded) - decoded
+    if too_many > SHORT_SECONDS:
+        return "damaged", f"Its times overlap: {too_many:.2f} seconds of {log.heard_seconds:.2f} were dropped."
+    if -too_many > SHORT_SECONDS and log.only_audio:
+        return "damaged", f"Its times have gaps: {-too_many:.2f} seconds of silence stand for what is missing."
     return "ok", None
 
 
@@ -97,6 +111,7 @@ class Log:
     errors: int = 0
     messages: list[str] = field(default_factory=lambda: ["none"])
     header_read: threading.Event = field(default_factory=threading.Event)
+    heard_seconds: float | None = None  # that the decoder made, before they were laid along their times
     output_channels: int | None = None  # of the samples that ffmpeg writes
     output_read: threading.Event = field(default_factory=threading.Event)
     _streams: int = 0
@@ -118,24 +133,31 @@ class Log:
 
     def feed(self, line: str) -> None:
         """Take in one line."""
-        found = _LINE.match(line)
-        if not found:
+        line_found = _LINE.match(line)
+        if not line_found:
             return
-        level, message = found.groups()
+        level, message = line_found.groups()
         if level in ("error", "fatal", "panic") or (level == "warning" and self._tells_of_damage(message)):
-            self._complaint(message)
+            self.complain(message)
         elif level == "warning" and _GUESSED_DURATION in message:
             self._guessed = True
         elif level == "info" and self._in_output:
             self._output(message)
         elif level == "info":
             self._header(message)
+        elif level == "verbose" and self.sample_rate and (found := _DECODED.match(message)):
+            self.heard_seconds = int(found[1]) / self.sample_rate
+
+    def said(self, what: str) -> bool:
+        """Whether one of the complaints that are kept has this in it."""
+        return any(what in message for message in self.messages)
 
     def _tells_of_damage(self, message: str) -> bool:
         # Of PCM, ffmpeg says so when the last packet is only shorter than the others, as in a WAV from a pipe.
         return bool(_CORRUPTION.search(message)) and not (self.codec or "").startswith("pcm_")
 
-    def _complaint(self, message: str) -> None:
+    def complain(self, message: str) -> None:
+        """Count one complaint, and keep it, or the last of many."""
         self.errors += 1
         message = _PATH.sub("the file", message)[:MESSAGE_CHARACTERS].rstrip(". ")
         self.messages = [*self.messages[: MAX_MESSAGES - 1], message]
@@ -166,7 +188,7 @@ class Log:
         if self._audio_streams and self.stream >= self._audio_streams:
             return "no_audio", f"Its audio streams are 0 to {self._audio_streams - 1}: it has no stream {self.stream}."
         for said, status, sentence in _REFUSALS:
-            if any(said in message for message in self.messages):
+            if self.said(said):
                 return status, sentence
         if returncode == 0:
             return "no_audio", "Its audio stream holds no samples."
@@ -180,6 +202,7 @@ def _channels(layout: str) -> int | None:
     name = layout.split("(")[0].strip()
     if name in _LAYOUTS:
         return _LAYOUTS[name]
-    if found := re.match(r"(\d+) channels|([\d.]+)$", name):
-        return int(found[1]) if found[1] else sum(int(digit) for digit in name.split("."))
+    if found := re.fullmatch(r"([0-9]+) channels.*|[0-9]{1,2}(\.[0-9]{1,2})*", name):
+        number = int(found[1]) if found[1] else sum(map(int, name.split(".")))
+        return number if 1 <= number <= MOST_CHANNELS else None
     return None

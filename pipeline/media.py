@@ -43,6 +43,8 @@ MAX_STREAMS = 64
 MIN_BYTES_PER_SECOND = 8
 UNCHECKED_SECONDS = 60.0
 
+NO_GAP_CLOSED = ("-dts_delta_threshold", "1000000")  # seconds
+
 MAX_SPLIT_CHANNELS = 16  # each has a part in memory, at 29 MB for 15 minutes
 
 BYTES_PER_SAMPLE = 2
@@ -92,7 +94,8 @@ def command(path: Path, seconds: float, stream: int = 0, every_channel: bool = F
     """The ffmpeg command that turns an audio stream of `path` into 16 kHz s16le on its standard output.
 
     stream: counted from 0. every_channel: one sample of each in turn; else they are mixed as openai/whisper does.
-    `aresample=async` keeps the clock over damage, where packets are missing, and changes nothing elsewhere.
+    `aresample=async` keeps the clock over damage, where packets are missing, and drops what goes back in time. A gap of
+    any length is one: without the threshold, ffmpeg closes those above 10 s in Ogg, MPEG-TS and MPEG-PS.
     """
     bounds = dict(protocol_whitelist="file", format_whitelist=CONTAINERS, max_streams=MAX_STREAMS)
     # Without the prefix, a name like `concat:a|b` would be a protocol.
@@ -100,7 +103,7 @@ def command(path: Path, seconds: float, stream: int = 0, every_channel: bool = F
     only = dict(map=f"0:a:{stream}", vn=None, sn=None, dn=None, t=seconds)
     pcm = dict(af="aresample=async=1:first_pts=0", ar=SAMPLE_RATE, format="s16le")
     samples = source.output("pipe:1", **only, **pcm, **({} if every_channel else {"ac": 1}))
-    quiet = samples.global_args("-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info")
+    quiet = samples.global_args("-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+verbose", *NO_GAP_CLOSED)
     return [str(argument) for argument in quiet.compile(cmd=find_ffmpeg())]
 
 
@@ -108,11 +111,14 @@ class Decoding:
     """One run of ffmpeg over one local file: iterate once over its samples, then read `report`.
 
     Chunks are int16 at 16 kHz, at most PIPE_BYTES each: (n,) of the mix, or (n, channels) where every channel is
-    wanted, by the options or by the caller. Nothing that the file can do raises; it ends the chunks, and shows in the
-    report. ffmpeg is gone when the iteration ends, however it ends.
+    wanted, by the options or by the caller. damage: a complaint about the file that is known already. Nothing that the
+    file can do raises; it ends the chunks, and shows in the report. ffmpeg is gone when the iteration ends, however it
+    ends.
     """
 
-    def __init__(self, path: Path, options: ReadOptions | None = None, every_channel: bool = False) -> None:
+    def __init__(
+        self, path: Path, options: ReadOptions | None = None, every_channel: bool = False, damage: str | None = None
+    ) -> None:
         self.path = path.absolute()
         self.options = options or ReadOptions()
         self.waited_seconds = 0.0  # for ffmpeg; the timeout counts these, and not those of a slow consumer
@@ -122,6 +128,8 @@ class Decoding:
         self._believed = UNCHECKED_SECONDS + self._size / MIN_BYTES_PER_SECOND
         self._most_samples = int(min(self._allowed, self._believed) * SAMPLE_RATE)
         self._log = Log(self.options.stream or 0)
+        if damage is not None:
+            self._log.complain(damage)
         self._samples = 0  # of each channel
         self._verdict: tuple[str, str | None] = ("ok", None)
 

@@ -8,6 +8,7 @@ know what a model is, and what becomes of the rows.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import shutil
@@ -29,11 +30,13 @@ from pipeline.config import ReadOptions
 from pipeline.cuts import NO_PART, PcmPart, cut_parts
 from pipeline.inventory import fetch
 from pipeline.media import Decoding, MediaReport, name_for
+from pipeline.ogg import close_holes
 from pipeline.register import MAX_DEATHS, Answers, Claims
 from pipeline.sandbox import private_file, sweep
 from pipeline.voice import Voice
 
-LARGEST_SHARE_OF_DISK = 0.9  # that one object may take while it is read
+ROOM_BYTES = 1 << 30  # for nearly every recording; a disk with less is full, whatever is read
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ class ReadParts:
             if content.same_as is not None:
                 yield NO_PART, MediaReport(records.SAME, None), content
                 return
-            decoding = Decoding(path, self._options)
+            hole = close_holes(path)
+            decoding = Decoding(path, self._options, damage=f"{hole} bytes are no pages of Ogg" if hole else None)
             waited = 0.0
             with closing(iter(decoding)) as chunks, closing(LoudestChannel(decoding)) as listen:
                 for part in _or_no_part(cut_parts(chunks, media["part_seconds"], self._voice, listen)):
@@ -185,6 +189,10 @@ def _timed_fetch(media: dict[str, Any], target: Path, spent: dict[str, float]) -
     _require_room(media["bytes"], target.parent)
     try:
         return fetch(media["uri"], media["version"], target)
+    except OSError as error:
+        if error.errno not in NO_ROOM or target.stat().st_size < ROOM_BYTES:
+            raise
+        raise _no_room(media["bytes"], target.stat().st_size) from error
     except MediaError:
         for other in media["others"] or ():
             with suppress(MediaError):
@@ -195,13 +203,17 @@ def _timed_fetch(media: dict[str, Any], target: Path, spent: dict[str, float]) -
 
 
 def _require_room(size: int, folder: Path) -> None:
-    """An object that never fits on this disk is a failure of its own; one that is full now raises when it is written.
+    """An object that does not fit is a failure of its own, and left to another machine, or night.
 
-    It is tried again: another machine may have another disk.
+    On a disk that is all but full every other would fail as well: that raises as what it is, when it is written.
     """
-    disk = shutil.disk_usage(folder).total
-    if size > disk * LARGEST_SHARE_OF_DISK:
-        raise MediaError("failed", f"Its {size:,} bytes do not fit on a disk of {disk:,}: set TMPDIR to another.")
+    free = shutil.disk_usage(folder).free
+    if size > free >= ROOM_BYTES:
+        raise _no_room(size, free)
+
+
+def _no_room(size: int, free: int) -> MediaError:
+    return MediaError("failed", f"Its {size:,} bytes do not fit into {free:,} on this disk: set TMPDIR to another.")
 
 
 def _evidence(part: PcmPart, report: MediaReport, content: Content) -> dict[str, Any]:

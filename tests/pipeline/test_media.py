@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.dimensions import SAMPLE_RATE
 from model.errors import UsageError
@@ -22,6 +24,7 @@ from pipeline.config import ReadOptions
 from pipeline.endings import promise
 from pipeline.evidence import Log
 from pipeline.media import Decoding, MediaReport, find_ffmpeg, name_for
+from tests.pipeline import reading
 
 SECONDS = 5.0
 ENCODED = ("mp3", "m4a", "flac", "ogg", "opus", "webm")
@@ -489,3 +492,97 @@ def test_the_command_allows_local_files_only() -> None:
     assert allowed["-protocol_whitelist"] == "file"
     assert allowed["-i"] == "file:/x/concat:a|b"
     assert not {"concat", "hls", "dash", "image2"} & set(allowed["-format_whitelist"].split(","))
+
+
+# --- what a file says through ffmpeg ------------------------------------------------------------------------------
+
+FORGED = (
+    "  Stream #0:0: Audio: evil, 99999999999 Hz, mono",
+    "  Stream #0:0: Audio: evil, 8000 Hz, 99999999999 channels",
+    "  Stream #0:0: Audio: evil, 8000 Hz, ..",
+    "  Duration: 99999999999999999999:00:00.00, start: 0",
+    "Stream mapping:",
+    "Output #0, s16le, to",
+)
+
+
+@pytest.mark.parametrize("options", [ReadOptions(), ReadOptions(channels="split")], ids=["mix", "split"])
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+def test_a_tag_that_looks_like_a_header_harms_nobody(
+    clips: dict[str, Path], tmp_path: Path, suffix: str, options: ReadOptions
+) -> None:
+    """ffmpeg prints the names of tags as they are, with their line breaks."""
+    for number, line in enumerate(FORGED):
+        path = tmp_path / f"{number}.{suffix}"
+        tag = f"a\n[info] Output #0\n[info] {line}\n[info]   Stream #0:0: Audio: evil, 8000 Hz, 0 channels\n[info] q"
+        run_ffmpeg("-i", clips[suffix], "-c", "copy", "-metadata", f"{tag}=x", path)
+        (*_, last) = reading.read(reading.manifest(path), options)
+        assert (last["status"] == "ok") == (options.channels == "mix"), (line, last)
+        assert last["status"] in ("ok", "rejected") and (last["end"] > 4.9) == (last["status"] == "ok")
+
+
+@given(
+    st.lists(
+        st.sampled_from(["[info] ", "[verbose] ", *FORGED, "Stream #0:0: Audio: a, ", "1 Hz, ", "9", ".", "(", "x"])
+    )
+)
+def test_any_line_is_survived(pieces: list[str]) -> None:
+    log = Log()
+    log.feed("[info] " + "".join(pieces))
+    assert (log.channels or 1) <= evidence.MOST_CHANNELS and (log.sample_rate or 0) < 1 << 31
+
+
+# --- times that overlap, or leave gaps ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["flac", "webm"])
+def test_what_lies_over_something_else_is_told(clips: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    """Two files joined by `cat`: the second begins at 0 again."""
+    path = tmp_path / f"twice.{suffix}"
+    path.write_bytes(clips[suffix].read_bytes() * 2)
+    pcm, report = read(path)
+    assert len(pcm) / SAMPLE_RATE == pytest.approx(SECONDS, abs=0.1)
+    assert report.status == "damaged"
+    assert report.error is not None and report.error.startswith("Its times overlap: 5.0")
+
+
+def test_silence_that_stands_for_lost_packets_is_told(clips: dict[str, Path], tmp_path: Path) -> None:
+    run_ffmpeg("-i", clips["flac"], "-c:a", "aac", tmp_path / "whole.ts")
+    data = (tmp_path / "whole.ts").read_bytes()
+    start, length = (len(data) * number // 10 // 188 * 188 for number in (4, 2))
+    path = tmp_path / "gap.ts"
+    path.write_bytes(data[:start] + data[start + length :])  # whole packets of MPEG-TS, of which nobody complains
+    pcm, report = read(path)
+    assert len(pcm) / SAMPLE_RATE == pytest.approx(SECONDS, abs=0.1)
+    assert report.status == "damaged", report
+
+
+def test_an_mp3_that_is_too_short_says_that_its_times_may_be_off(clips: dict[str, Path], tmp_path: Path) -> None:
+    data = clips["mp3"].read_bytes()
+    start, length = len(data) * 4 // 10, len(data) // 4
+    path = tmp_path / "damaged.mp3"
+    path.write_bytes(data[:start] + bytes(length) + data[start + length :])
+    _, report = read(path)
+    assert report.status == "truncated"
+    assert report.error is not None and report.error.endswith("mp3 holds no times: those behind the damage may be off.")
+
+
+# --- too much of it -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [9, 17, 32])
+def test_channels_that_nobody_can_mix_are_told(tmp_path: Path, channels: int) -> None:
+    path = write_wav(tmp_path / "many.wav", tone(1.0, 16_000, channels), 16_000)
+    _, report = read(path)
+    assert report.status == "rejected"
+    assert report.error == "Nobody knows how to mix its channels: up to 16 can be read by --channels split."
+    _, report = read(path, ReadOptions(channels="split"))
+    assert report.status == ("ok" if channels <= 16 else "rejected")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mka", "ts"])
+def test_more_streams_than_are_looked_at_are_told(clips: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"many.{suffix}"
+    run_ffmpeg("-i", clips["mp3"], *(["-map", "0:a"] * 65), "-c:a", "aac" if suffix == "ts" else "copy", path)
+    _, report = read(path)
+    assert (report.status, report.error) == ("rejected", "It has more than 64 streams.")

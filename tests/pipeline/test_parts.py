@@ -6,7 +6,10 @@ import gc
 import hashlib
 import math
 import os
+import resource
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -301,5 +304,34 @@ def test_an_object_that_fits_on_no_disk_here_is_left_to_another_before_it_is_fet
     size = pa.array([1 << 60], pa.int64())
     (row,) = read(table.set_column(table.schema.get_field_index("bytes"), "bytes", size))
     assert (row["status"], row["mel"], row["is_last"]) == ("failed", None, True)
-    assert "do not fit on a disk of" in row["error"]
+    assert row["error"].startswith("Its 1,152,921,504,606,846,976 bytes do not fit into ")
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("room", [0, 1 << 62])
+def test_an_object_that_fills_the_disk_fails_alone_unless_the_disk_was_full(
+    clip: Path, temporary: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several are read at once, and of some a server does not say how long they are."""
+    monkeypatch.setattr(parts, "ROOM_BYTES", room)
+    with files_up_to(10_000):
+        if room:
+            with pytest.raises(OSError, match="File too large"):
+                read(manifest(clip))
+        else:
+            (row,) = read(manifest(clip))
+            assert (row["status"], row["mel"]) == ("failed", None)
+            assert row["error"].endswith("bytes do not fit into 10,000 on this disk: set TMPDIR to another.")
+    assert not list(temporary.iterdir())
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
