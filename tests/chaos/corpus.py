@@ -15,10 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from jobs.samples import fetch_samples
 from model.dimensions import SAMPLE_RATE
+from pipeline import parts
 from pipeline.media import find_ffmpeg
+from pipeline.sandbox import private_file
 
 # Ten containers, and how ffmpeg writes them from a WAV. `m4a` has its index in front, as one made to be streamed.
 CONTAINERS: dict[str, tuple[str, ...]] = {
@@ -35,6 +38,8 @@ CONTAINERS: dict[str, tuple[str, ...]] = {
 }
 MANY_STREAMS = {"m4a": "mp4", "ts": "mpegts", "webm": "matroska", "wma": "asf", "opus": "ogg"}  # these can hold 64
 BITEXACT = ("-fflags", "+bitexact", "-flags:a", "+bitexact")
+SCRIPTS = ("ffconcat", "ffconcat-beside", "hls", "dash", "dash-beside", "dash-http", "sdp")
+FOLLOWED = ("ffconcat-beside", "dash", "dash-beside")
 IN_OPEN = 0x20  # <sys/inotify.h>
 
 
@@ -167,14 +172,21 @@ def bombs(folder: Path) -> list[Path]:
 
 
 def scripts(folder: Path, canary: Path, address: str) -> list[Path]:
-    """Text that names other files, in four formats that ffmpeg follows, under the suffix of every container."""
+    """Text that names other files, in four formats that ffmpeg follows, under the suffix of every container.
+
+    Plain ffmpeg follows FOLLOWED as a reader gives them to it: called "media", with the canary beside it, an .m4a for
+    DASH. It asks for dash-http where HTTP is allowed. Of the rest, an absolute path in ffconcat is unsafe to it, HLS
+    needs its suffix, and SDP needs RTP: other versions may be less strict.
+    """
     texts = {
         "ffconcat": f"ffconcat version 1.0\nfile '{canary}'\nfile file:{canary}\nfile {address}/concat.wav\n",
+        # The comment takes most of what a mutation does.
+        "ffconcat-beside": f"ffconcat version 1.0\nfile {canary.name}\n#{1000 * '.'}\n",
         "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{canary}\n#EXTINF:9,\n{address}/a.ts\n"
         "#EXT-X-ENDLIST\n",
-        "dash": f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
-        f'<Representation id="0" mimeType="audio/mp4"><BaseURL>{address}/dash.mp4</BaseURL></Representation>'
-        "</AdaptationSet></Period></MPD>",
+        "dash": _dash(f"file://{canary}"),
+        "dash-beside": _dash(canary.name),
+        "dash-http": _dash(f"{address}/dash.m4a"),
         "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\n"
         f"m=audio {address.rpartition(':')[2]} RTP/AVP 0\n",
     }
@@ -184,6 +196,15 @@ def scripts(folder: Path, canary: Path, address: str) -> list[Path]:
             made.append(folder / f"{name}.{suffix}")
             made[-1].write_text(text)
     return made
+
+
+def _dash(url: str) -> str:
+    return (
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+        'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" mediaPresentationDuration="PT7S"><Period>'
+        '<AdaptationSet mimeType="audio/mp4"><Representation id="0" mimeType="audio/mp4" bandwidth="1">'
+        f"<BaseURL>{url}</BaseURL><SegmentBase/></Representation></AdaptationSet></Period></MPD>\n"
+    )
 
 
 def many_streams(clips: dict[str, Path], folder: Path, streams: int = 64) -> list[Path]:
@@ -216,6 +237,22 @@ class Watched:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+@contextmanager
+def exposed(canary: Path) -> Iterator[None]:
+    """Readers without a jail, with the canary beside every file they read: only ffmpeg's own bounds keep it from it."""
+
+    @contextmanager
+    def beside_canary(name: str) -> Iterator[Path]:
+        with private_file(name) as path:
+            path.with_name(canary.name).symlink_to(canary)
+            yield path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EARWITNESS_BWRAP", "")
+        patch.setattr(parts, "private_file", beside_canary)
+        yield
 
 
 @contextmanager
