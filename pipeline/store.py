@@ -77,8 +77,7 @@ class Store:
 
     def snapshot(self, name: str) -> dict[str, int]:
         """The objects of one table, as `snapshot` has them; none where a table of LATER is not there yet."""
-        place = self.objects.table_uri(name), self.objects.storage_options
-        if name in LATER and not DeltaTable.is_deltatable(*place):
+        if name in LATER and not is_table(self.objects, name):
             return {}
         return snapshot(self.table(name))
 
@@ -109,6 +108,14 @@ def snapshot(table: DeltaTable) -> dict[str, int]:
     """The objects of one snapshot: path relative to the table → bytes."""
     actions = pa.table(table.get_add_actions(flatten=True))
     return dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+
+
+def is_table(objects: ObjectStore, name: str) -> bool:
+    """Whether the destination has this table. Raises: `DestinationError` when its storage does not say."""
+    try:
+        return bool(DeltaTable.is_deltatable(objects.table_uri(name), objects.storage_options))
+    except (OSError, DeltaError) as error:
+        raise unusable(objects, f"table {name}", error) from error
 
 
 def is_ours(objects: ObjectStore) -> bool:

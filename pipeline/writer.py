@@ -37,7 +37,7 @@ from pipeline.lease import LEASE_SECONDS, Holder, Lease
 from pipeline.objects import PATIENCE_SECONDS, ObjectStore
 from pipeline.records import MEDIA, RUNS
 from pipeline.sink import SHARD_NAME_LENGTH, parquet_bytes
-from pipeline.store import FORMAT, MARKER, TABLES, Store, is_ours, snapshot, unusable
+from pipeline.store import FORMAT, MARKER, TABLES, Store, is_ours, is_table, snapshot, unusable
 
 Actions = list[AddAction | RemoveAction]
 EPOCH = "earwitness"  # name of Delta's transaction identifier whose version is the epoch of the last writer
@@ -240,14 +240,14 @@ def remove_actions(paths: Iterable[str], sizes: dict[str, int]) -> list[RemoveAc
 
 
 def _create_table(objects: ObjectStore, name: str, schema: pa.Schema) -> None:
+    if is_table(objects, name):
+        return
     uri, options = objects.table_uri(name), objects.storage_options
+    once = CommitProperties(max_commit_retries=NEVER_REBASED)  # else a second creator commits its own as version 1
     try:
-        if not DeltaTable.is_deltatable(uri, options):
-            # Without retries: of two creators the second would commit its own metadata as version 1.
-            once = CommitProperties(max_commit_retries=NEVER_REBASED)
-            DeltaTable.create(uri, schema, name=name, storage_options=options, commit_properties=once)
+        DeltaTable.create(uri, schema, name=name, storage_options=options, commit_properties=once)
     except (OSError, DeltaError) as error:
-        if not DeltaTable.is_deltatable(uri, options):  # else the answer got lost, or another process was faster
+        if not is_table(objects, name):  # else the answer got lost, or another process was faster
             raise unusable(objects, f"table {name}", error) from error
 
 

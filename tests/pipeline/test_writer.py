@@ -189,3 +189,24 @@ def _take_over(writer: Writer) -> Writer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Holder, "is_gone", True)
         return Writer.open(writer.objects.url)
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_storage_that_goes_away_while_tables_are_made_is_one_sentence(
+    tmp_path: Path, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked whether a table is there, before and after it could not be made."""
+    left = iter([False] * answers)
+
+    def ask(*place: Any) -> bool:
+        if (answer := next(left, None)) is None:
+            raise OSError("Generic S3 error\n \x1b[31m↳\x1b[0m Connection reset by peer")
+        return answer
+
+    def refuse(*place: Any, **options: Any) -> None:
+        raise OSError("Connection reset by peer")
+
+    monkeypatch.setattr(DeltaTable, "is_deltatable", ask)
+    monkeypatch.setattr(DeltaTable, "create", refuse)
+    with pytest.raises(DestinationError, match=r"^The table segments of .* cannot be used: .*reset by peer\.$"):
+        Writer.open(str(tmp_path))
