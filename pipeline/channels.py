@@ -2,17 +2,20 @@
 
 Stereo whose channels are each other's opposite, as a swapped wire makes it, mixes to silence (anti-phase). A mix that
 is nearly silent is therefore compared with the channels behind it, and where one of them is loud, it takes the mix's
-place. It refuses to know how signals are cut, and what is said in them.
+place: for as long as that lasts, since a jingle, or whoever else is on the line, may be in phase. It refuses to know
+how signals are cut, and what is said in them.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from model.dimensions import SAMPLE_RATE
 from pipeline.config import SPLIT
 from pipeline.media import MAX_SPLIT_CHANNELS, Decoding, PcmChunk
 
@@ -20,6 +23,9 @@ from pipeline.media import MAX_SPLIT_CHANNELS, Decoding, PcmChunk
 # costs a second decoding, and changes nothing. Opposite channels at -26 dBFS mix to less than -75, but for Vorbis at
 # low rates: its rounding leaves -42.
 NEARLY_SILENT = 32768 * 10 ** (-35 / 20)
+# Of a loud mix, so silent a stretch is looked behind as well. Pauses have more noise, but in films and music.
+SILENT = 32768 * 10 ** (-60 / 20)
+STRETCH = 2 * SAMPLE_RATE  # at least, in samples
 # One loud channel among C comes out of a mix at 1/C of itself. 8 dB less is no mixing but a cancelling.
 CANCELLED = 2.5
 LOUD = 32768 * 10 ** (-50 / 20)  # a channel below this is noise; without it, the mix of two silences would count
@@ -29,8 +35,8 @@ LOUD = 32768 * 10 ** (-50 / 20)  # a channel below this is noise; without it, th
 class Tracks:
     """The signals of one stretch of a file. `numbers` of its channels count from 0; (None,) is the mix of all.
 
-    pcm: int16 at 16 kHz, (n,) of one signal or (n, tracks) of several. antiphase: the mix would have been silent, so
-    this is a channel instead.
+    pcm: int16 at 16 kHz, (n,) of one signal or (n, tracks) of several. antiphase: the mix would have been silent, all
+    the time or for a while, so it is a channel instead, there.
     """
 
     pcm: PcmChunk
@@ -51,8 +57,8 @@ def as_they_are(first: int, pcm: PcmChunk) -> Tracks:
 class LoudestChannel:
     """What to hear of a file being decoded: its samples as they are, or its loudest channel where they cancel out.
 
-    The channels are decoded by a second ffmpeg, which is started when a mix of several is nearly silent for the first
-    time, and follows from there; nothing else costs anything. Memory: one part of every channel.
+    The channels are decoded by a second ffmpeg, which is started when a mix of several is silent for the first time,
+    and follows from there; nothing else costs anything. Memory: one part of every channel.
     """
 
     def __init__(self, decoding: Decoding) -> None:
@@ -70,13 +76,17 @@ class LoudestChannel:
     def __call__(self, first: int, pcm: PcmChunk) -> Tracks:
         """What to hear of (n,) or (n, channels) samples, of which `first` is the first. Later calls never go back."""
         tracks = as_they_are(first, pcm)
-        if not self._is_mixed() or loudness(pcm) >= NEARLY_SILENT:
+        if not self._is_mixed() or not is_suspicious(pcm):
             return tracks
         channels = self._behind(first, len(pcm))
         if len(channels) < len(pcm):  # it failed where the other did not; the mix is what there is
             return tracks
-        loudest = cancelled(pcm, channels)
-        return tracks if loudest is None else Tracks(channels[:, loudest], (loudest,), antiphase=True)
+        heard, taken = pcm.copy(), []
+        for stretch in stretches(len(pcm)):
+            if (loudest := cancelled(pcm[stretch], channels[stretch])) is not None:
+                heard[stretch] = channels[stretch, loudest]
+                taken.append(loudest)
+        return Tracks(heard, (statistics.mode(taken),), antiphase=True) if taken else tracks
 
     def close(self) -> None:
         """End the second ffmpeg, if there is one."""
@@ -104,6 +114,17 @@ class LoudestChannel:
         joined = np.concatenate(self._held)[first - self._first :]
         self._held, self._first = [joined], first
         return joined[:samples]
+
+
+def stretches(samples: int) -> list[slice]:
+    """So many samples in equal stretches, as short as they may be."""
+    number = max(1, samples // STRETCH)
+    return [slice(samples * turn // number, samples * (turn + 1) // number) for turn in range(number)]
+
+
+def is_suspicious(mix: PcmChunk) -> bool:
+    """Whether a mix, (n,), is as quiet as cancelled channels leave it: all of it, or a stretch of it more so."""
+    return loudness(mix) < NEARLY_SILENT or any(loudness(mix[stretch]) < SILENT for stretch in stretches(len(mix)))
 
 
 def cancelled(mix: PcmChunk, channels: PcmChunk) -> int | None:

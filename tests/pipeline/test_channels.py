@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.dimensions import SAMPLE_RATE
+from model.dimensions import HOP_LENGTH, SAMPLE_RATE
 from model.features import log_mel, pcm_to_float
 from pipeline import channels, media
-from pipeline.channels import LoudestChannel, Tracks, as_they_are, cancelled, loudness
+from pipeline.channels import STRETCH, LoudestChannel, Tracks, as_they_are, cancelled, loudness, stretches
 from pipeline.config import SPLIT, ReadOptions
 from pipeline.cuts import cut_parts
 from pipeline.media import Decoding, find_ffmpeg
@@ -213,13 +213,44 @@ def test_only_the_parts_that_cancel_out_are_replaced(tmp_path: Path) -> None:
             assert row["mel"] == log_mel(pcm_to_float(samples), N_MELS).tobytes()
 
 
+def test_what_is_in_phase_does_not_hide_what_is_not(tmp_path: Path) -> None:
+    """A jingle of three seconds, and then a voice on a swapped wire, in one part; the jingle stays the mix."""
+    jingle, voice = stereo(noise(3.0), noise(3.0, seed=1)), noise(17.0)
+    pcm = np.concatenate([jingle, stereo(voice, -voice)])
+    (row,) = read(manifest(write_wav(tmp_path / "a.wav", pcm), part_seconds=60.0), MIXED)
+    assert (row["antiphase"], row["channel"]) == (True, 0)
+    start = 4 * SAMPLE_RATE  # the stretch in which one ends and the other begins is neither
+    heard = np.concatenate([mix(jingle), voice])
+    found = np.frombuffer(row["mel"], np.float32).reshape(N_MELS, -1)
+    expected = log_mel(pcm_to_float(heard), N_MELS)
+    assert np.abs(found - expected)[:, start // HOP_LENGTH + 10 :].max() < 0.01
+    assert np.abs(found - expected)[:, : SAMPLE_RATE // HOP_LENGTH].max() < 0.01
+
+
+def test_pauses_in_stereo_stay_the_mix(tmp_path: Path) -> None:
+    pcm = np.concatenate([stereo(noise(4.0), noise(4.0, seed=1)), np.zeros((5 * SAMPLE_RATE, 2), np.int16)])
+    rows = read(manifest(write_wav(tmp_path / "a.wav", pcm), part_seconds=60.0), MIXED)
+    assert {(row["channel"], row["antiphase"]) for row in rows} == {(None, False)}
+
+
+def test_stretches_are_all_of_it() -> None:
+    for samples in (0, 1, STRETCH - 1, STRETCH, 2 * STRETCH - 1, 7 * STRETCH + 5):
+        found = stretches(samples)
+        assert [piece.start for piece in found] == [0, *(piece.stop for piece in found[:-1])] and found[
+            -1
+        ].stop == samples
+        assert all(piece.stop - piece.start >= STRETCH for piece in found) or len(found) == 1
+
+
 def test_mono_and_loud_stereo_take_one_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bool] = []
     start = media.Decoding.__init__
 
-    def counted(self: Decoding, path: Path, options: ReadOptions | None = None, every_channel: bool = False) -> None:
+    def counted(
+        self: Decoding, path: Path, options: ReadOptions | None = None, every_channel: bool = False, **more: Any
+    ) -> None:
         started.append(every_channel)
-        start(self, path, options, every_channel)
+        start(self, path, options, every_channel, **more)
 
     monkeypatch.setattr(media.Decoding, "__init__", counted)
     quiet = noise(10.0) // 100
