@@ -13,6 +13,8 @@ from typing import IO
 
 MAX_CHUNKS = 1000  # of a WAV before its samples, or boxes of an MP4 side by side
 STREAMED_BYTES = 0x7FFF0000  # from here on, a RIFF size is what a writer to a pipe puts for "unknown"
+LITTLE_BYTES = 64  # what writers leave behind
+PADDING_BYTES = 1 << 16  # of zeros, as in a file that was reserved before it was written
 MP3_FRAME_BYTES = 2881  # the largest
 ID3V1_BYTES = 128  # a tag behind the sound, which some writers count
 OGG_PAGE_BYTES = 1 << 16  # the largest
@@ -60,6 +62,33 @@ def ends_in_the_middle(path: Path) -> bool:
         if len(head) > 2 * TS_PACKET_BYTES and set(head[::TS_PACKET_BYTES]) == {TS_SYNC}:
             return bool(size % TS_PACKET_BYTES) or _ends_within_a_packet(file, size)
     return False
+
+
+def left_over(path: Path) -> int:
+    """Bytes behind the samples of a WAV that are no chunk of it, and no zeros; 0 of other files.
+
+    Its header was never brought up to date, or counts to 4 GiB only, or another file was put behind it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        end = _wav(file)[1] if head[:4] == b"RIFF" and head[8:] == b"WAVE" else 0
+        for _ in range(MAX_CHUNKS if 0 < end < size else 0):
+            end += end % 2
+            file.seek(end)
+            head = file.read(8)
+            length = struct.unpack("<I", head[4:])[0] if len(head) == 8 else 0
+            if size - end <= LITTLE_BYTES or not any(head + file.read(PADDING_BYTES)):
+                return 0
+            if (
+                head[:4] == b"RIFF"
+                or not head[:4].isascii()
+                or not head[:4].decode().isprintable()
+                or end + 8 + length > size
+            ):
+                return size - end
+            end += 8 + length
+    return 0
 
 
 def _wav(file: IO[bytes]) -> tuple[float | None, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pipeline.endings import ends_in_the_middle, promise
+from pipeline.endings import ends_in_the_middle, left_over, promise
 
 # A header's promise counts as broken when this much is missing. Encoders pad, so it is never exact.
 SHORT_SECONDS = 0.5
@@ -70,7 +70,10 @@ def verdict(log: Log, path: Path, decoded: float, returncode: int) -> tuple[str,
     if log.expected_seconds is None:  # ffmpeg looked at what is there, not at what was promised
         log.expected_seconds = promised_seconds
     ends_early = promised_end > path.stat().st_size or ends_in_the_middle(path)
-    return _judge_audio(log, decoded, ends_early, returncode)
+    status, error = _judge_audio(log, decoded, ends_early, returncode)
+    if status == "ok" and (rest := left_over(path)):
+        return "damaged", f"{rest} bytes stand behind the end that its header names, and were not read."
+    return status, error
 
 
 def _judge_audio(log: Log, decoded: float, ends_early: bool, returncode: int) -> tuple[str, str | None]:

@@ -49,7 +49,7 @@ def recover(writer: Writer) -> int:
 
 
 def _without_overlap(writer: Writer, prepared: list[str]) -> list[str]:
-    """The prepared paths that fit to the ledger, and to the paths before."""
+    """Those of the prepared paths that go with the ledger, and with the paths before them."""
     rows = {path: _rows(writer.objects.read(f"parts/{path}")) for path in prepared}
     if not rows:
         return []

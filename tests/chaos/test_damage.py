@@ -326,11 +326,16 @@ def test_ten_hours_of_silence_are_read_in_the_memory_of_a_minute(tmp_path: Path)
 
 @pytest.mark.skipif(not IS_LONG, reason="takes minutes: set EARWITNESS_CHAOS_FILES")
 @pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.timeout(600)
 def test_ten_hours_of_silence_in_any_container(tmp_path: Path, suffix: str) -> None:
-    minute = tmp_path / f"minute.{suffix}"
-    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=16000:cl=mono", "-t", "60", *CONTAINERS[suffix], minute)
     (tmp_path / "archive").mkdir()
-    ffmpeg("-stream_loop", "599", "-i", minute, "-c", "copy", tmp_path / "archive" / f"silence.{suffix}")
+    minute, whole = tmp_path / f"minute.{suffix}", tmp_path / "archive" / f"silence.{suffix}"
+    silence = ("-f", "lavfi", "-i", "anullsrc=r=16000:cl=mono")
+    if suffix == "flac":  # whose frames count their samples: a minute that is joined to another is the same again
+        ffmpeg(*silence, "-t", "36000", whole)
+    else:
+        ffmpeg(*silence, "-t", "60", *CONTAINERS[suffix], minute)
+        ffmpeg("-stream_loop", "599", "-i", minute, "-c", "copy", whole)
     (rows,) = read_all(tmp_path / "archive", ReadOptions(voice_activity=False), part_seconds=900.0).values()
     assert not lies(rows)
     assert rows[-1]["end"] == pytest.approx(36_000, rel=0.02)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.endings import TS_PACKET_BYTES, ends_in_the_middle, promise
+from pipeline.endings import TS_PACKET_BYTES, ends_in_the_middle, left_over, promise
 from tests.chaos.corpus import CONTAINERS, encode, ffmpeg
 from tests.pipeline.reading import noise
 
@@ -156,3 +156,39 @@ def test_nothing_that_is_damaged_can_raise(
     seconds, end = promise(path)
     assert end >= 0 and (seconds is None or seconds >= 0)
     assert ends_in_the_middle(path) in (True, False)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def test_what_stands_behind_the_samples_of_a_wav_is_counted(clips: dict[str, bytes], path: Path) -> None:
+    data = clips["wav"]
+    place = data.index(b"data") + 4
+    (size,) = struct.unpack("<I", data[place : place + 4])
+    never_updated = data[:place] + struct.pack("<I", size // 4) + data[place + 4 :]
+    tags = chunk(b"LIST", b"INFOISFT") + chunk(b"id3 ", b"ID3" + bytes(98)) + chunk(b"bext", b"x" * 77)
+    sound = data[place + 4 :]
+    expected = {
+        data: 0,
+        never_updated: size - size // 4,
+        data + data: len(data),
+        data + tags: 0,
+        data + tags + sound: len(sound),
+        data + bytes(100_000): 0,
+        data + b"\x80" * 60: 0,
+        clips["flac"] + data: 0,
+        data[:place]: 0,
+    }
+    for content, number in expected.items():
+        path.write_bytes(content)
+        assert left_over(path) == number
+
+
+@given(st.binary(max_size=200))
+def test_nothing_behind_a_wav_raises(path: Path, rest: bytes) -> None:
+    header = (
+        b"RIFF" + struct.pack("<I", 36) + b"WAVE" + chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16))
+    )
+    path.write_bytes(header + chunk(b"data", b"1234") + rest)
+    assert 0 <= left_over(path) <= len(rest)

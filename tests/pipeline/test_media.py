@@ -546,6 +546,15 @@ def test_what_lies_over_something_else_is_told(clips: dict[str, Path], tmp_path:
     assert report.error is not None and report.error.startswith("Its times overlap: 5.0")
 
 
+def test_a_wav_that_is_longer_than_its_header_says_is_told(clips: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "twice.wav"
+    path.write_bytes(clips["wav"].read_bytes() * 2)
+    pcm, report = read(path)
+    assert (len(pcm) / SAMPLE_RATE, report.status) == (SECONDS, "damaged")
+    rest = clips["wav"].stat().st_size
+    assert report.error == f"{rest} bytes stand behind the end that its header names, and were not read."
+
+
 def test_silence_that_stands_for_lost_packets_is_told(clips: dict[str, Path], tmp_path: Path) -> None:
     run_ffmpeg("-i", clips["flac"], "-c:a", "aac", tmp_path / "whole.ts")
     data = (tmp_path / "whole.ts").read_bytes()
