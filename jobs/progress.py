@@ -66,10 +66,18 @@ class Progressing(Watcher):
 def beside(work: Callable[[threading.Event], None], patience: float) -> Iterator[None]:
     """Let `work` go on in a thread until the block ends, which its event says; it has so many seconds to hear it.
 
-    Then it is left behind: it may be waiting for a cluster that is gone.
+    Then it is left behind: it may be waiting for a cluster that is gone, and what it raises of that is of no use.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=work, args=[stop], name="progress", daemon=True)
+
+    def until_stopped() -> None:
+        try:
+            work(stop)
+        except Exception:
+            if not stop.is_set():
+                raise
+
+    thread = threading.Thread(target=until_stopped, name="progress", daemon=True)
     thread.start()
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from jobs import progress
-from jobs.progress import Json, Progressing, describe
+from jobs.progress import Json, Progressing, beside, describe
 from pipeline.media import find_ffmpeg
 from pipeline.run import Summary
 from pipeline.sandbox import BUBBLEWRAP, isolation
@@ -191,3 +192,21 @@ def test_json_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr()
     assert said.err == "" and said.out.count("\n") == 1
     assert json.loads(said.out) == vars(DONE) | {"speed": 150.0, "sandbox": isolation(find_ffmpeg())}
+
+
+def test_what_is_left_behind_says_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be asking a cluster that goes away beneath it."""
+    said: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    gone = threading.Event()
+
+    def work(stop: threading.Event) -> None:
+        stop.wait()
+        gone.wait()
+        raise AttributeError("no cluster any more")
+
+    with beside(work, patience=0.0):
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "progress")
+    gone.set()
+    thread.join()
+    assert said == []
